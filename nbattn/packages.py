@@ -21,25 +21,15 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         "nvidia-cuda-nvrtc>=13.0,<14",
         "nvidia-cuda-runtime>=13.0,<14",
     ),
+    "triton": ("triton>=3.6",),
     "flash": ("flash-attn-4>=4.0.0b36,<4.1",),
     "natten": ("natten==0.21.7",),
     "transformers": ("transformers>=5.24,<6",),
     "diffusers": ("diffusers>=0.42,<1",),
 }
 
-# The oldest Triton that has all that the kernels use. PyPI's does not compile for Intel's GPUs;
-# torch's packages for these bring another one.
-_TRITON = 'pip install -U "triton>=3.6"'
+# PyPI's Triton does not compile for Intel's GPUs; torch's packages for these bring another one.
 _TRITON_OF_INTEL = "pip install -U torch --index-url https://download.pytorch.org/whl/xpu"
-
-
-def install_triton(kind: str = "cuda") -> str:
-    """Returns the command that installs Triton for GPUs of a device type.
-
-    >>> install_triton()
-    'pip install -U "triton>=3.6"'
-    """
-    return _TRITON_OF_INTEL if kind == "xpu" else _TRITON
 
 
 def install_line(extra: str) -> str:
@@ -51,6 +41,15 @@ def install_line(extra: str) -> str:
     'pip install "ziglang>=0.13"'
     """
     return f"pip install {' '.join(map(_quoted, EXTRAS[extra]))}"
+
+
+def install_triton(kind: str = "cuda") -> str:
+    """Returns the command that installs Triton for GPUs of a device type.
+
+    >>> install_triton()
+    'pip install "triton>=3.6"'
+    """
+    return _TRITON_OF_INTEL if kind == "xpu" else install_line("triton")
 
 
 def install_package(name: str) -> str:

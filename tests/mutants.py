@@ -56,6 +56,7 @@ SDPA_KERNELS = "nbattn/backends/dense/kernels.py"
 CUDA_MEANING = "nbattn/backends/cuda/meaning.py"
 CUDA_PIPES = "nbattn/backends/cuda/pipes.py"
 CUDA_TILES = "nbattn/backends/cuda/tiles.py"
+TILE_COUNTS = "nbattn/program/tile_counts.py"
 TILE_TRAVERSAL = "nbattn/program/tile_traversal.py"
 WEIGHTS, MASK_TABLES = "nbattn/weights.py", "nbattn/mask_tables.py"
 NATIVE_MEANING = "nbattn/backends/native/meaning.py"
@@ -395,8 +396,8 @@ MUTANTS = [
     Mutant("cuda-memory", CUDA_MEANING, "dict.fromkeys((86, 89, 120, 121), 99 << 10)",
            "dict.fromkeys((86, 89, 120, 121), 163 << 10)",
            "backends/cuda/tiles"),
-    Mutant("cuda-row-tiles", CUDA_TILES, "classes = min(axis.spec.dilation, length)",
-           "classes = 1", "backends/cuda/run"),
+    Mutant("cuda-row-tiles", TILE_COUNTS, "classes = min(axis.spec.dilation, length)",
+           "classes = 1", "program/tile_counts"),
     Mutant("cuda-extra-blocks", CUDA, "-(-extra // tiles.row_count) if inverse else 0)",
            "0)", "backends/cuda/run backends/cuda/run_grids"),
     Mutant("cuda-key-heads", CUDA, "tiles[2] * batch * kv_heads",
@@ -1568,8 +1569,8 @@ MUTANTS = [
            "count = step;", "backends/cuda/run_grids"),
     Mutant("packed-first-block", "cuda/block.cuh", "blockIdx.x - own.first_block", "blockIdx.x",
            "backends/cuda/run_grids"),
-    Mutant("packed-classes", "nbattn/backends/cuda/tiles.py", "np.minimum(axis.dilation, length)",
-           "axis.dilation", "backends/cuda/run_grids"),
+    Mutant("packed-classes", TILE_COUNTS, "np.minimum(axis.dilation, length)",
+           "axis.dilation", "program/tile_counts"),
     Mutant("packed-first-tile", "nbattn/kernels/grid_table.py", "np.cumsum(tiles)[:-1]",
            "np.cumsum(tiles)[1:]", "backends/cuda/run_grids kernels/grid_table"),
     Mutant("packed-corner", "nbattn/program/parts.py", "corner * end", "0 * end",

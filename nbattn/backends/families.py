@@ -214,7 +214,7 @@ INSTALL = {
     '"git+https://github.com/Dao-AILab/flash-attention#subdirectory=hopper"',
     "flash-attn-4": install_line("flash"),
     "natten": install_line("natten"),
-    "triton": install_triton(),
+    "triton": install_line("triton"),
 }
 
 

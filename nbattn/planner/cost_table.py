@@ -22,7 +22,7 @@ from typing import Any
 from nbattn import cache, machine
 from nbattn.cache import CacheError
 from nbattn.errors import counted
-from nbattn.program.device import CUDNN, DEVICES, TORCH, DeviceInfo
+from nbattn.program.device import CUDNN, DEVICES, TORCH, TRITON, DeviceInfo
 from nbattn.program.request import Request
 from nbattn.version import __version__
 
@@ -356,8 +356,8 @@ def _devices(name: str) -> frozenset[DeviceInfo]:
 
 def _bare(info: DeviceInfo) -> DeviceInfo:
     """Returns a device's data without packages, versions and words, which machines differ in."""
-    fixed: Any = {"torch": TORCH, "cudnn": CUDNN, "source": "", "architecture": ""}
-    return replace(info, providers=(), **fixed)
+    versions: Any = {"torch": TORCH, "cudnn": CUDNN, "triton": TRITON}
+    return replace(info, providers=(), source="", architecture="", **versions)
 
 
 @lru_cache(1)

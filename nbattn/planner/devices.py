@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from functools import lru_cache
 
@@ -47,7 +48,8 @@ def _data(device: torch.device | str | None) -> DeviceInfo:
             plan = f"{_WITHOUT[parsed.type][1]} without one"
             raise InputError(problem, f"{plan}; device=None is this machine's")
         info, providers = gpus.data(parsed), families.installed(parsed.type)
-        return replace(info, providers=providers, torch=_version(), cudnn=_cudnn())
+        versions = {"torch": _version(), "cudnn": _cudnn(), "triton": _triton()}
+        return replace(info, providers=providers, **versions)
     if parsed.type == "cpu":
         info, providers = device_data.DEVICES["cpu"], families.installed("cpu")
         return info if providers == info.providers else replace(info, providers=providers)
@@ -63,6 +65,17 @@ def _version() -> tuple[int, int]:
 def _cudnn() -> int:
     """Returns the version of the cuDNN that torch loads; 0 without one."""
     return torch.backends.cudnn.version() or 0
+
+
+def _triton() -> tuple[int, int]:
+    """Returns the first two numbers of Triton's version, which is loaded where it works; those
+    assumed of named devices without it.
+    """
+    version = getattr(sys.modules.get("triton"), "__version__", None)
+    if version is None:
+        return device_data.TRITON
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 def is_here(info: DeviceInfo) -> bool:

@@ -24,9 +24,10 @@ ASSUMED: Mapping[str, tuple[str, ...]] = {
 _ARCHITECTURES = {"nvidia": r"sm_\d", "amd": r"gfx\d"}  # how names of them begin
 # Vendors as they write themselves.
 VENDORS = {"nvidia": "NVIDIA", "amd": "AMD", "intel": "Intel"}
-# Assumed where torch is not asked, as for named devices: torch 2.13 and the cuDNN 9.20.0 of its
-# wheels. Plans for them are the same whichever torch makes them.
-TORCH, CUDNN = (2, 13), 92000
+# Assumed where torch is not asked, as for named devices: torch 2.13, the cuDNN 9.20.0 of its
+# wheels, and the Triton that the kernels are tested with. Plans for them are the same whichever
+# torch makes them.
+TORCH, CUDNN, TRITON = (2, 13), 92000, (3, 8)
 RATES = (1e-3, 1e24)  # of a device, per second: others are mistakes and make costs overflow
 LONGEST = 1e6  # seconds
 MOST = 1 << 20  # multiprocessors
@@ -55,6 +56,7 @@ class DeviceInfo:
         cudnn: cuDNN's version as `torch.backends.cudnn.version()` returns it.
         architecture: what a GPU's code is compiled for, "sm_89", "gfx942" …; empty if that is the
             name.
+        triton: the first two numbers of Triton's version, which its kernels depend on.
     """
 
     name: str
@@ -69,6 +71,7 @@ class DeviceInfo:
     torch: tuple[int, int] = TORCH
     cudnn: int = CUDNN
     architecture: str = ""
+    triton: tuple[int, int] = TRITON
 
     def __post_init__(self) -> None:
         for name in _TEXTS:
@@ -115,11 +118,13 @@ class DeviceInfo:
                 f"{MOST} and a rate in Hz.",
                 "multiprocessors=108, clock=1.41e9; or leave out both",
             )
-        if not _is_version(self.torch):
-            raise InputError(
-                f"torch={_short(self.torch)} is not the first two numbers of a version.",
-                f"torch={_version(self.torch)}",
-            )
+        for name, assumed in (("torch", TORCH), ("triton", TRITON)):
+            version = getattr(self, name)
+            if not _is_version(version):
+                raise InputError(
+                    f"{name}={_short(version)} is not the first two numbers of a version.",
+                    f"{name}={_version(version, assumed)}",
+                )
         if isinstance(self.cudnn, bool) or not isinstance(self.cudnn, int):
             raise InputError(
                 f"cudnn={_short(self.cudnn)} is {kind(self.cudnn)}, not an int.", f"cudnn={CUDNN}"
@@ -213,10 +218,10 @@ def _names(providers: object) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str))
 
 
-def _version(value: object) -> tuple[int, int]:
-    """The first two numbers of a version that was given in another form."""
+def _version(value: object, assumed: tuple[int, int]) -> tuple[int, int]:
+    """The first two numbers of a version that was given in another form, or those assumed."""
     numbers = re.findall(r"\d+", _short(value))
-    return (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 else TORCH
+    return (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 else assumed
 
 
 def _short(value: object) -> str:

@@ -254,7 +254,7 @@ def test_triton_works_where_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
             assert ("triton" in families.installed(kind)) == working
         assert "triton" not in families.installed("cpu")
         assert families.is_missing("triton") != working
-    assert families.install("triton") == 'pip install -U "triton>=3.6"'
+    assert families.install("triton") == 'pip install "triton>=3.6"'
 
 
 def test_what_is_assumed_of_devices_is_a_package_of_theirs() -> None:

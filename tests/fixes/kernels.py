@@ -115,7 +115,7 @@ CUDA = [
     ),
     Row(
         "launch.TritonLauncher()",
-        'pip install -U "triton>=3.6"',
+        'pip install "triton>=3.6"',
         given="from nbattn.backends.triton import launch; "
         "monkeypatch.setattr(launch, 'missing', lambda: f'Triton is too old: {launch.fix()}')",
     ),

@@ -162,6 +162,7 @@ DEVICES = [
     device("providers", "['cupy']", "providers=('cupy',)", "it.providers == ('cupy',)"),
     device("multiprocessors", "108", "multiprocessors=108, clock=1.41e9", "it.clock == 1.41e9"),
     device("torch", "'2.12.1'", "torch=(2, 12)", "it.torch == (2, 12)"),
+    device("triton", "'3.7.1'", "triton=(3, 7)", "it.triton == (3, 7)"),
     device("cudnn", "'9.20'", "cudnn=92000", "it.cudnn == 92000"),
 ]
 DERIVATIVES = [

@@ -1,5 +1,6 @@
 """Tests of the devices of this machine, and of devices without data."""
 
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -76,10 +77,14 @@ def test_a_gpu_of_this_machine_has_the_versions_of_this_machine(
     hoppers = Gpus(monkeypatch, "cuda", "NVIDIA H100", "NVIDIA H100")
     hoppers.capabilities = {0: (9, 0), 1: (9, 0)}
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.7.1+git2b9"))
     here = devices.device_info("cuda")
     assert (here.name, here.torch, here.cudnn) == ("sm_90", (2, 9), 91002)
+    assert here.triton == (3, 7)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: None)
-    assert devices.device_info("cuda:1").cudnn == 0
+    monkeypatch.delitem(sys.modules, "triton")
+    there = devices.device_info("cuda:1")
+    assert (there.cudnn, there.triton) == (0, device.TRITON)
     assert devices.device_info("sm_90") is device.DEVICES["sm_90"]
     assert here != device.DEVICES["sm_90"]
     assert cost_table._bare(here) in cost_table._devices("sm_90")  # measured times still count

@@ -226,7 +226,8 @@ PAIRS = "is not a tuple of pairs of a dtype and its rate that includes float32."
         ({"providers": "natten"}, "providers='natten' is not a tuple of names."),
         ({"providers": ["natten"]}, "providers=['natten'] is not a tuple of names."),
         *(
-            ({"torch": wrong}, f"torch={wrong!r} is not the first two numbers of a version.")
+            ({name: wrong}, f"{name}={wrong!r} is not the first two numbers of a version.")
+            for name in ("torch", "triton")
             for wrong in ("2.13", (2,), (2, 13, 0), (2, "13"), [2, 13], None)
         ),
         ({"cudnn": "9.20"}, "cudnn='9.20' is a str, not an int."),

@@ -29,6 +29,7 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
         return [refused("triton", "window")]
     reasons = triton.absent(request.needs)
     reasons = reasons or triton.reasons(request.needs, farthest(request, axes))
+    reasons = reasons or triton.token_reasons(request)
     if not reasons and request.relative_bias:
         reasons = triton.table_reasons(request)
     if not reasons and _is_for_cupy(request):

@@ -36,12 +36,15 @@ TRITON = Limits(
 )
 PACKAGE = "triton"
 TABLE = 1 << 22  # the most entries of a head's table
+TOKENS = 1 << 30  # so that numbers of a whole tile past the end fit 32 bits, too
 GRID = (1 << 31) - 1  # the largest number of programs in a launch
 # A launch on AMD's GPUs has fewer threads in all ("HIP Runtime API", hipModuleLaunchKernel), of
 # which a warp has up to 64.
 _THREADS, _WAVE = 1 << 32, 64
-DELTA_ELEMENTS = 1 << 12  # elements of the output in a program of the kernel of delta
+_DELTA_ELEMENTS = 1 << 12  # elements of the output in a program of the kernel of delta
 DELTA_WARPS = 4
+# Before, Triton's compiler fails on float64's products for gfx942, not for gfx90a and gfx950.
+_DOUBLES = (3, 8)
 _OLDEST = 80  # compute capability: "NVIDIA GPUs (Compute Capability 8.0+)", Triton's README
 
 
@@ -61,6 +64,11 @@ def reasons(needs: Needs, axes: Axes) -> list[Reason]:
     if number is not None and number < _OLDEST:
         text = f"Triton needs sm_{_OLDEST} or newer, not sm_{number}"
         reasons.append(Reason("device", text))
+    version, architecture = needs.device.triton, needs.device.architecture or needs.device.name
+    if architecture.startswith("gfx94") and needs.dtype == "float64" and version < _DOUBLES:
+        oldest, found = (".".join(map(str, one)) for one in (_DOUBLES, version))
+        text = f"float64 on {architecture} needs Triton {oldest} or newer, not {found}"
+        reasons.append(Reason("dtype", text))
     most = largest_head(needs.dtype, needs.device)
     reasons += [
         Reason(name, f"takes a {name} up to {most} in {needs.dtype}, not {size}")
@@ -68,6 +76,16 @@ def reasons(needs: Needs, axes: Axes) -> list[Reason]:
         if size > most
     ]
     return reasons + over_int32(axes)
+
+
+def token_reasons(request: Request) -> list[Reason]:
+    """The reasons against samples with too many tokens: kernels number them in 32 bits."""
+    sides = {"queries": request.query_count, "keys": request.key_count}
+    return [
+        Reason("size", f"takes up to {TOKENS} {name} in a sample, not {count}")
+        for name, count in sides.items()
+        if count > TOKENS
+    ]
 
 
 def table_reasons(request: Request) -> list[Reason]:
@@ -93,9 +111,18 @@ def grid_reason(programs: int, warps: int, device: DeviceInfo) -> Reason | None:
     return Reason("grid", f"{programs} programs are over the grid of {most}")
 
 
+def delta_rows(value_dim: int) -> int:
+    """Rows of a program of the kernel of delta: as many as fit its elements.
+
+    >>> delta_rows(64), delta_rows(80)
+    (64, 32)
+    """
+    return _DELTA_ELEMENTS // (1 << (max(value_dim, 16) - 1).bit_length())
+
+
 def delta_programs(request: Request) -> int:
-    """Programs of the kernel of delta: of as many rows as fit its elements."""
-    rows = DELTA_ELEMENTS // (1 << (max(request.value_dim, 16) - 1).bit_length())
+    """Programs of the kernel of delta."""
+    rows = delta_rows(request.value_dim)
     return -(-request.batch * request.heads * request.query_count // rows)
 
 

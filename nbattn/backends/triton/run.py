@@ -33,7 +33,12 @@ from nbattn.backends.triton.kernels.numbers import (
     unlike_others,
 )
 from nbattn.backends.triton.launch import Launcher
-from nbattn.backends.triton.meaning import FIELDS, TritonArguments
+from nbattn.backends.triton.meaning import (
+    DELTA_WARPS,
+    FIELDS,
+    TritonArguments,
+    delta_rows,
+)
 from nbattn.backends.triton.tiles import EXTRA, TABLE, Build, Tiles
 from nbattn.geometry import BoundAxis, Ints
 from nbattn.kernels import layout
@@ -50,7 +55,6 @@ FUNCTIONS = {
     TABLE: "grad_table",
 }
 _DELTA = "delta"
-_DELTA_ELEMENTS = 1 << 12  # of a program of it
 _GRID = 16  # numbers of a grid in the table of grids, `kernels/place.py`
 _CHUNK = 16  # bytes that are loaded at once
 _LONGEST = (1 << 29) - 1  # side of a window, which no axis exceeds
@@ -351,8 +355,7 @@ def _delta_launch(window: TritonArguments, shape: Shape, numbers: Mapping[str, A
     """The launch that prepares the backward for all rows of all heads."""
     batch, *lengths, heads, _ = shape.query
     space = (*(1,) * (RANK - len(lengths)), *lengths)
-    value_size = 1 << (max(window.build.value_dim, 16) - 1).bit_length()
-    rows = _DELTA_ELEMENTS // value_size
+    rows = delta_rows(window.build.value_dim)
     variant = triton_tiles.variant(
         Tiles((1, 1, rows), (1, 1, 1)), window.build, step=1, wide=False, precision="ieee"
     )
@@ -363,7 +366,7 @@ def _delta_launch(window: TritonArguments, shape: Shape, numbers: Mapping[str, A
         "counts": Counts(0, heads, heads, 1, 0, 0, 0),
     }
     grid = (-(-math.prod(shape.query[:-1]) // rows),)
-    return Launch(_DELTA, grid, _written(own), variant, 4, 1)
+    return Launch(_DELTA, grid, _written(own), variant, DELTA_WARPS, 1)
 
 
 def _grids(window: _Window, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ def test_torch_of_intel_brings_the_triton_of_intel(
     version: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version("3.5.1")
-    assert str(launch.missing()).endswith('the kernels need 3.6: pip install -U "triton>=3.6"')
+    assert str(launch.missing()).endswith('the kernels need 3.6: pip install "triton>=3.6"')
     launch.missing.cache_clear()
     monkeypatch.setattr(torch.version, "xpu", "20250301", raising=False)
     index = "https://download.pytorch.org/whl/xpu"

@@ -202,6 +202,21 @@ def test_the_oldest_gpu_is_that_of_tritons_readme() -> None:
         assert texts == ([] if accepted else ["Triton needs sm_80 or newer, not sm_75"])
 
 
+def test_float64_on_gfx942_needs_a_triton_that_compiles_it() -> None:
+    for version, dtype, name, accepted in (
+        ((3, 8), "float64", "gfx942", True),
+        ((3, 7), "float64", "gfx942", False),
+        ((3, 7), "float64", "gfx90a", True),
+        ((3, 7), "float64", "gfx950", True),
+        ((3, 7), "float32", "gfx942", True),
+    ):
+        on = replace(device(name), triton=version)
+        request = requested(Mask(Axis(1, 1)), (1, 8, 1, 16), device=on, dtype=dtype)
+        wrong = [("dtype", "float64 on gfx942 needs Triton 3.8 or newer, not 3.7")]
+        found = triton.reasons(request.needs, request.axes())
+        assert [tuple(one) for one in found] == wrong * (not accepted)
+
+
 @pytest.mark.parametrize(
     ("dtype", "most"),
     [("float16", 256), ("bfloat16", 256), ("float32", 256), ("float64", 128)],
@@ -255,6 +270,18 @@ def test_launches_have_a_limit_by_vendor() -> None:
         assert triton.grid_reason(most, warps, device(name)) is None
         reason = triton.grid_reason(most + 1, warps, device(name))
         assert reason == ("grid", f"{most + 1} programs are over the grid of {most}")
+
+
+def test_samples_have_a_limit_of_tokens() -> None:
+    """Kernels number them in 32 bits."""
+    mask, side = Mask.neighborhood((3, 3)), 1 << 15
+    assert triton.token_reasons(requested(mask, (4, side, side, 2, 16))) == []
+    over = requested(mask, (1, side, side + 1, 2, 16))
+    queries, keys = triton.token_reasons(over)
+    assert queries == ("size", f"takes up to {1 << 30} queries in a sample, not {over.query_count}")
+    assert keys.text == f"takes up to {1 << 30} keys in a sample, not {over.key_count}"
+    with pytest.raises(AssertionError):
+        planned(mask, (1, side, side + 1, 2, 16))
 
 
 def test_tables_have_a_limit() -> None:

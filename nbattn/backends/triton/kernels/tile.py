@@ -83,7 +83,7 @@ def query_part(axis, tile, key_range, sample, NUMBER: tl.constexpr, V: tl.conste
         head_hi,
         lo,
         hi,
-        full_head,
+        tl.where(full_head > 0, full_head, -FAR),  # circles have columns below 0
         full_lo,
         full_hi,
         key_lo,
@@ -135,7 +135,7 @@ def key_part(axis, tile, key_range, sample, NUMBER: tl.constexpr, V: tl.constexp
         0,
         lo,
         hi,
-        0,
+        -FAR,  # no columns; those before the first key are below 0
         full_lo,
         tl.where(is_full, full_hi, full_lo),
         query_lo,

@@ -201,6 +201,21 @@ def test_tiles_that_need_no_mask_are_found_on_both_sides_of_a_seam(sides: tuple[
     assert found.full > line.full
 
 
+BELOW = {
+    "columns of a circle": (Axis(2, 1, prefix=4), Axis(5, 2, border="wrap")),
+    "queries before the first key": (Axis(0, 9, prefix=1, align="top-left", offset=-9),),
+}
+
+
+@pytest.mark.parametrize("name", BELOW)
+def test_columns_below_0_are_not_those_of_a_prefix(name: str) -> None:
+    """A visit of them only needs masks, though it ends before every prefix."""
+    mask = Mask(*BELOW[name])
+    lengths = (4, 8)[-mask.rank :] if mask.rank > 1 else (12,)
+    axes, wanted = bind(mask, lengths, lengths), matrix(mask.axes, lengths, lengths)
+    check(axes, wanted, fitted(((1, 4, 4), (1, 4, 4)), mask.rank))
+
+
 @pytest.mark.parametrize("offset", [LARGEST, 3, -LARGEST])
 def test_positions_of_the_largest_dilation_fit_32_bits(offset: int) -> None:
     """Those past the end of a tile, too: integers that leave their type are errors."""
