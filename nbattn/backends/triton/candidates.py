@@ -9,7 +9,6 @@ from nbattn.backends.triton import meaning as triton
 from nbattn.backends.triton import tiles as triton_tiles
 from nbattn.backends.triton.choice import Pass
 from nbattn.backends.triton.meaning import FIELDS, TritonArguments
-from nbattn.backends.triton.rates import HALVES
 from nbattn.backends.triton.tiles import Build
 from nbattn.errors import counted
 from nbattn.geometry import Axes
@@ -82,11 +81,12 @@ def _candidate(request: Request, axes: Axes) -> Candidate:
 def _first_run(kernels: int, request: Request) -> str:
     """What the first run does besides; in training, the kernel of delta is one more.
 
-    Compiled for sm_80, sm_90, sm_100, gfx90a and gfx942 by Triton 3.8 on one core of a CPU.
-    Nothing has been compiled for Intel's GPUs.
+    Triton 3.8 took so long for sm_80, sm_90, sm_100, gfx90a and gfx942 on one core of a CPU, in
+    every dtype; with all options at once, some need up to 7 seconds. Nothing has been compiled for
+    Intel's GPUs.
     """
-    number, seconds = kernels + (kernels > 1), "1 to 4 " if request.dtype in HALVES else "2 to 9 "
-    seconds *= request.device.vendor in ("nvidia", "amd")
+    number = kernels + (kernels > 1)
+    seconds = "1 to 4 " * (request.device.vendor in ("nvidia", "amd"))
     each, them = (" each", "them") if number > 1 else ("", "it")
     return (
         f"the first run compiles {counted(number, 'kernel')}, in {seconds}seconds{each}, or finds "
