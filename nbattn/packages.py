@@ -28,6 +28,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "diffusers": ("diffusers>=0.42,<1",),
 }
 
+# PyPI's Triton does not compile for Intel's GPUs; torch's packages for these bring another one.
+_TRITON_OF_INTEL = "pip install -U torch --index-url https://download.pytorch.org/whl/xpu"
+
 
 def install_line(extra: str) -> str:
     """Returns the command that installs an optional part, for any shell.
@@ -38,6 +41,15 @@ def install_line(extra: str) -> str:
     'pip install "ziglang>=0.13"'
     """
     return f"pip install {' '.join(map(_quoted, EXTRAS[extra]))}"
+
+
+def install_triton(kind: str = "cuda") -> str:
+    """Returns the command that installs Triton for GPUs of a device type.
+
+    >>> install_triton()
+    'pip install "triton>=3.6"'
+    """
+    return _TRITON_OF_INTEL if kind == "xpu" else install_line("triton")
 
 
 def install_package(name: str) -> str:

@@ -11,10 +11,10 @@ from torch import Tensor
 from nbattn import arguments, autograd, key_ranges, mistaken_plans
 from nbattn.backends import families
 from nbattn.backends.inputs import SWITCHES, TENSORS, Inputs
-from nbattn.errors import BackendError, InputError
+from nbattn.errors import BackendError, InputError, NbattnError
 from nbattn.functional import attend_by_plan, autocast
 from nbattn.joint import placed
-from nbattn.planner import devices
+from nbattn.planner import devices, gpus
 from nbattn.planner.joint_plan import JointPlan
 from nbattn.planner.plan import Plan
 from nbattn.program.device import DEVICES
@@ -145,7 +145,21 @@ def _check_plan_is_for(
 
 
 def warmup(plan: Plan) -> None:
-    """`Plan.warmup`: prepares what the first run would prepare."""
-    backend = families.runner_of(plan.chosen)
-    if hasattr(backend, "warmup"):
+    """`Plan.warmup`: prepares what the first run would prepare.
+
+    Raises:
+        InputError: kernels are compiled for a GPU, and this machine has none.
+    """
+    backend, device = families.runner_of(plan.chosen), plan.request.device
+    if not hasattr(backend, "warmup"):
+        return
+    try:
         backend.warmup(plan.chosen.program)
+    except (AssertionError, RuntimeError) as error:  # torch's and Triton's, without a GPU
+        if isinstance(error, NbattnError) or gpus.is_available(device.kind):
+            raise
+        raise InputError(
+            f"the plan is for {device.name}, and torch sees no such GPU here to compile for.",
+            "nbattn.plan(mask, shape, device=None), which is for this machine",
+            plan.request.summary(),
+        ) from error

@@ -63,7 +63,10 @@ DEVICES: Synonyms = {
     "gfx950": ("mi350x", "mi355x", "mi350", "cdna4"),
     "gfx1100": ("7900xtx", "7900xt", "rx7900xtx", "rx7900xt", "rdna3", "radeon"),
     "gfx1201": ("9070xt", "9070", "rx9070xt", "rx9070", "rdna4"),
-    "xe": ("pvc", "pontevecchio", "max1550", "1550", "max1100", "xehpc", "intel", "oneapi", "sycl"),
+    "xe": (
+        *("pvc", "pontevecchio", "max1550", "1550", "max1100", "xehpc", "intel", "oneapi", "sycl"),
+        *("arc", "a770", "b580", "b60", "battlemage", "alchemist"),
+    ),
 }
 # Strategies, in `require=` and `forbid=`.
 STRATEGIES: Synonyms = {

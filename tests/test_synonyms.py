@@ -92,6 +92,8 @@ def test_a_name_that_is_not_offered_is_not_meant() -> None:
         ("rocm", "gfx942"),
         ("Intel(R) Data Center GPU Max 1550", "xe"),
         ("pvc", "xe"),
+        ("arc", "xe"),
+        ("Intel(R) Arc(TM) B580 Graphics", "xe"),
         ("hopper", "sm_90"),
         ("sm90", "sm_90"),
         ("sm_90a", "sm_90"),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbattn import synonyms
 from nbattn.errors import InputError
-from nbattn.packages import install_line
+from nbattn.packages import install_line, install_triton
 
 if TYPE_CHECKING:
     from nbattn.backends.inputs import Attempt
@@ -218,8 +218,12 @@ INSTALL = {
 }
 
 
-def install(package: str) -> str:
-    """The command that installs a package; CuPy for the CUDA of the torch that is loaded."""
+def install(package: str, kind: str = "cuda") -> str:
+    """The command that installs a package for a device type; CuPy for the CUDA of the torch that is
+    loaded.
+    """
+    if package == "triton":
+        return install_triton(kind)
     torch: Any = sys.modules.get("torch")
     if package == "cupy" and torch is not None and str(torch.version.cuda).startswith("12."):
         return install_line("cuda12")

@@ -41,6 +41,7 @@ _OPTIONAL = {  # extra → what its packages are or serve
     "native": "C++ compiler",
     "cuda12": "CUDA kernels",
     "cuda13": "CUDA kernels",
+    "triton": "Triton kernels",
     "flash": "flash-attn 4",
     "natten": "NATTEN",
     "transformers": "transformers",
@@ -249,6 +250,7 @@ def _packages(facts: dict[str, Any]) -> Iterator[Row]:
     for package in packages:
         if package["fits"] is False or package["importable"] is False:
             yield package["name"], _package(package)
+    triton = facts["kernels"]["Triton"]["installed"]
     other_cuda = "cuda13" if _is_of_cuda_12(facts["torch"]) else "cuda12"
     for extra, texts in EXTRAS.items():
         own = [p for p in packages if any(_is(p["name"], text) for text in texts)]
@@ -257,6 +259,8 @@ def _packages(facts: dict[str, Any]) -> Iterator[Row]:
             yield _OPTIONAL[extra], versions
         elif extra == "native" and "version" in (compiler := facts["kernels"]["CPU compiler"]):
             yield _OPTIONAL[extra], f"no package needed: {compiler['version']} is here"
+        elif extra == "triton" and isinstance(triton, str):
+            yield _OPTIONAL[extra], f"no package needed: Triton {triton} is here"
         elif extra != other_cuda:
             yield _OPTIONAL[extra], f"not installed; {install_line(extra)}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -83,6 +84,7 @@ def report(*, deep: bool = False, at: Callable[[str], None] = lambda part: None)
         "cache": guarded(_cache),
         "usable": _is_list(backends) and any(backend["usable"] for backend in backends),
     }
+    facts["kernels"]["Triton"] |= {"installed": guarded(_triton)}
     facts["verdict"] = guarded(lambda: verdict.verdict(facts))
     facts["advice"] = guarded(lambda: verdict.advice(facts))
     return facts
@@ -202,6 +204,16 @@ def _installed(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _triton() -> str | None:
+    """Return the version of Triton, by its source: torch's packages have distributions of it by
+    several names.
+    """
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        return None
+    return _first(r"__version__ = ['\"](.+)['\"]", spec.origin)
 
 
 def _fits(required: str, version: str) -> bool | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nbattn.packages import install_line
+from nbattn.packages import install_line, install_triton
 
 Report = dict[str, Any]
 _NVIDIA = Path("/proc/driver/nvidia/version")  # there where a driver of NVIDIA is loaded
@@ -95,7 +95,8 @@ def _kernels(facts: Report) -> Iterator[str]:
     gpus = [one for one in facts["torch"]["devices"] if one["name"].startswith(("cuda", "xpu"))]
     others = [device["name"] for device in gpus if device not in devices]
     if others and "triton" not in _usable(facts, others[0]):
-        yield "pip install -U torch triton  # for the Triton kernels; for your GPU: pytorch.org"
+        kind = others[0].partition(":")[0]
+        yield f"{install_triton(kind)}  # for the Triton kernels"
     if not devices and not others and _NVIDIA.is_file():
         yield "pip install --force-reinstall torch  # a build for your GPU: pytorch.org"
 

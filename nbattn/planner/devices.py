@@ -89,10 +89,13 @@ def is_device(name: str) -> bool:
 
 
 def _torch_device(device: object) -> torch.device | None:
-    """Returns a torch device, given as such or by its name; None for other values."""
+    """Returns a torch device, given as such or by its name; None for other values, and for "hip",
+    which torch's packages for ROCm call "cuda".
+    """
     if not isinstance(device, (str, torch.device)):
         return None
     try:
-        return torch.device(device)
+        parsed = torch.device(device)
     except RuntimeError:
         return None
+    return None if parsed.type == "hip" else parsed

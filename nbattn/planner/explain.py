@@ -204,7 +204,7 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
         if here and package not in request.device.providers:
             providers = tuple(sorted((*request.device.providers, package)))
             device = replace(request.device, providers=providers)
-            yield families.install(package), replace(request, device=device)
+            yield families.install(package, device.kind), replace(request, device=device)
 
 
 def _planned(request: Request) -> Plan | None:

@@ -75,7 +75,7 @@ def _tell_what_is_missing(plan: Plan) -> None:
             text = (
                 f"nbattn computes {plan.request.mask!r} by {_SLOWER[runner]}, because "
                 f"{_MISSING[package]} missing. {better} would be {times:.3g}x as fast, by "
-                f"estimates: {families.install(package)}"
+                f"estimates: {families.install(package, device.kind)}"
             )
             warn_once(key, text, UserWarning)
             return

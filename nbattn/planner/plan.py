@@ -237,8 +237,11 @@ class Plan:
         return tiles.draw(self, ax)
 
     def warmup(self) -> None:
-        """Prepare what the first run would: cut tiles; on the current CUDA device, compile and load
+        """Prepare what the first run would: cut tiles; on the current GPU, compile and load
         kernels, those of the backward too when the plan is for training.
+
+        Raises:
+            InputError: kernels are compiled for a GPU, and this machine has none.
         """
         from nbattn import plan_runs
 

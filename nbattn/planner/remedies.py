@@ -93,7 +93,7 @@ def _changes(request: Request, limits: frozenset[str], *, may_move: bool) -> Ite
         for package in _packages(request):
             providers = (*request.device.providers, package)
             device = replace(request.device, providers=tuple(sorted(providers)))
-            yield Change(replace(request, device=device), families.install(package))
+            yield Change(replace(request, device=device), families.install(package, device.kind))
     if "dtype" in limits:
         for dtype in _NARROWER.get(request.dtype, _DTYPES):
             to = f".to(torch.{dtype})"

@@ -245,7 +245,8 @@ def _gpu(
     Args:
         name: of the device.
         rates: dense products in half precision, float32 and float64; without the last it is half
-            of float32's.
+            of float32's. On Turing, GeForce and other chips for graphics it is a 32nd or a 64th
+            (CUDA programming guide, throughput of arithmetic instructions).
         bandwidth: bytes per second.
         processors: how many, and the boost clock of the rates.
         source: of the numbers.
@@ -278,14 +279,16 @@ DEVICES: Mapping[str, DeviceInfo] = {
             _CPU,
             ASSUMED["cpu"],
         ),
-        _gpu("sm_75", (65e12, 8.1e12), 0.32e12, (40, 1.59e9), "NVIDIA T4 datasheet"),
+        _gpu("sm_75", (65e12, 8.1e12, 0.25e12), 0.32e12, (40, 1.59e9), "NVIDIA T4 datasheet"),
         _gpu("sm_80", (312e12, 19.5e12), 2.04e12, (108, 1.41e9), "NVIDIA A100 80GB SXM datasheet"),
-        _gpu("sm_86", (150e12, 37.4e12), 0.696e12, (84, 1.74e9), "NVIDIA A40 datasheet"),
-        _gpu("sm_89", (362e12, 91.6e12), 0.864e12, (142, 2.52e9), "NVIDIA L40S datasheet"),
+        _gpu("sm_86", (150e12, 37.4e12, 0.58e12), 0.696e12, (84, 1.74e9), "NVIDIA A40 datasheet"),
+        _gpu("sm_89", (362e12, 91.6e12, 1.43e12), 0.864e12, (142, 2.52e9), "NVIDIA L40S datasheet"),
         _gpu("sm_90", (989e12, 67e12), 3.35e12, (132, 1.83e9), "NVIDIA H100 SXM datasheet"),
         _gpu("sm_100", (2250e12, 75e12), 8.0e12, (148, 1.86e9), "NVIDIA B200 datasheet"),
         _gpu("sm_103", (2500e12, 77e12), 8.0e12, (160, 1.91e9), "NVIDIA B300 datasheet"),
-        _gpu("sm_120", (209e12, 105e12), 1.79e12, (170, 2.41e9), "NVIDIA RTX 5090 datasheet"),
+        _gpu(
+            "sm_120", (209e12, 105e12, 1.64e12), 1.79e12, (170, 2.41e9), "NVIDIA RTX 5090 datasheet"
+        ),
         _gpu(
             "rtx_3090",
             (71.2e12, 35.6e12, 0.556e12),

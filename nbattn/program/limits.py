@@ -134,7 +134,7 @@ class Limits:
         vendor = device.vendor
         if vendor and self.vendors and vendor not in self.vendors:
             needed = " or ".join(f"an {VENDORS[name]}" for name in self.vendors)
-            text = f"needs {needed} GPU, and {device.name} is one of {VENDORS[vendor]}"
+            text = f"needs {needed} GPU, and {device.name} is {VENDORS[vendor]}'s"
             return Reason("device", text)
         if self.kinds and device.kind not in self.kinds:
             return Reason("device", f"runs on {', '.join(self.kinds)}, not on {device.name}")

@@ -141,3 +141,20 @@ def test_triton_has_a_row_with_its_vendor_or_what_is_wrong() -> None:
         ({"error": "ImportError: no"}, "ImportError: no"),
     ):  # fmt: skip
         assert [*command._cuda({**untried, "Triton": facts})] == [("Triton", text)]
+
+
+def test_triton_is_among_the_optional_packages(facts: dict[str, Any]) -> None:
+    """On machines without a GPU, too, where it is not tried; torch's has other names for pip."""
+    others = [one for one in facts["packages"] if one["name"] != "triton"]
+    (own,) = (one for one in facts["packages"] if one["name"] == "triton")
+    missing = 'not installed; pip install "triton>=3.6"'
+    for by_pip, version, text in (
+        ("3.8.0", "3.8.0", "triton 3.8.0"),
+        (None, "3.8.0+xpu", "no package needed: Triton 3.8.0+xpu is here"),
+        (None, None, missing),
+        (None, {"error": "ValueError: no spec"}, missing),
+    ):
+        packages = [*others, {**own, "installed": by_pip}]
+        kernels = {**facts["kernels"], "Triton": {"installed": version}}
+        rows = dict(command._packages({**facts, "kernels": kernels, "packages": packages}))
+        assert rows["Triton kernels"] == text

@@ -598,3 +598,16 @@ def test_triton_names_the_vendor_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     assert found(has_gpu=False) == {**facts, "problem": f"{version}, without a GPU"}
     monkeypatch.setattr(launch, "missing", lambda: "Triton is not installed")
     assert found() == {"missing": "Triton is not installed"}
+
+
+def test_the_version_of_triton_is_read_and_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert doctor._triton() is None
+    folder = tmp_path / "triton"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("__version__ = '3.6.0+xpu'\nraise ImportError\n")
+    importlib.invalidate_caches()
+    assert doctor._triton() == "3.6.0+xpu"

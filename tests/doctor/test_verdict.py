@@ -41,7 +41,10 @@ def on(gpu: dict[str, Any], *usable: str) -> dict[str, Any]:
 
 MI300X = {"name": "cuda:0", "model": "AMD Instinct MI300X", "architecture": "gfx942"}
 MAX = {"name": "xpu:0", "model": "Intel(R) Data Center GPU Max 1550", "memory_bytes": 1 << 36}
-TRITON = "pip install -U torch triton  # for the Triton kernels; for your GPU: pytorch.org"
+TRITON = 'pip install "triton>=3.6"  # for the Triton kernels'
+# Triton of PyPI does not compile for Intel's GPUs, and torch of PyPI sees those of NVIDIA only.
+INDEX = "https://download.pytorch.org/whl/xpu"
+OF_INTEL = f"pip install -U torch --index-url {INDEX}  # for the Triton kernels"
 NO_COMPILER = {"CPU compiler": {"error": "none"}, "CPU library": {"works": False}}
 NOT_YET = {"CPU compiler": {"version": "g++"}, "CPU library": {"works": False}}
 MACHINES = [
@@ -89,7 +92,7 @@ MACHINES = [
     (
         on(MAX),
         f"CPU: ready, native kernels. GPU: {MAX['model']} not ready.",
-        [TRITON],
+        [OF_INTEL],
     ),
     (
         on({"name": "mps"}, "sdpa"),

@@ -117,7 +117,7 @@ CUDA = [
         "launch.TritonLauncher()",
         'pip install "triton>=3.6"',
         given="from nbattn.backends.triton import launch; "
-        "monkeypatch.setattr(launch, 'missing', lambda: f'Triton is too old: {launch.FIX}')",
+        "monkeypatch.setattr(launch, 'missing', lambda: f'Triton is too old: {launch.fix()}')",
     ),
     Row(
         "nvrtc._check_target('30')",

@@ -165,6 +165,19 @@ DEVICES = [
     device("triton", "'3.7.1'", "triton=(3, 7)", "it.triton == (3, 7)"),
     device("cudnn", "'9.20'", "cudnn=92000", "it.cudnn == 92000"),
 ]
+WARMUPS = [
+    Row(
+        call=f"nbattn.plan(mask, shape, device='{name}', backend='triton').warmup()",
+        pasted="nbattn.plan(mask, shape, device=None)",
+        fixed="plan = nbattn.plan(mask, shape, device=None); done = plan.warmup()",
+        means="done is None and plan.chosen.backend != 'triton'",
+        given=f"{SHAPE}; {NO_GPU}\nfrom nbattn.backends.triton import launch\n"
+        "def load(*_): raise RuntimeError('0 active drivers')\n"
+        "monkeypatch.setattr(launch, 'missing', lambda: None)\n"
+        "monkeypatch.setattr(launch.TritonLauncher, 'load', load)",
+    )
+    for name in ("gfx942", "xe")
+]
 DERIVATIVES = [
     Row(
         call="g, = torch.autograd.grad(attention(q, k, v, mask).sum(), q, create_graph=True); "
@@ -341,7 +354,7 @@ RUNS = [
 ]
 
 LSES = "outputs, lses = [q, q], [q[..., 0], q[..., 0]]"
-ROWS = [*NAMES, *REFUSED, *PLANS, *RUNS, *DEVICES, *DERIVATIVES]
+ROWS = [*NAMES, *REFUSED, *PLANS, *RUNS, *DEVICES, *WARMUPS, *DERIVATIVES]
 GIVEN = [
     Row(
         "plan(mask, q.shape, sink=torch.zeros(4))",

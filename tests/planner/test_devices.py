@@ -54,6 +54,13 @@ def test_explanations_report_a_device_without_data(kind: str) -> None:
         assert plan.verify()
 
 
+def test_hip_is_no_device_of_torch_for_rocm() -> None:
+    """torch makes such a device, which nothing can be put on: AMD's GPUs are "cuda"."""
+    with pytest.raises(InputError, match="device='hip' is not known") as caught:
+        nbattn.plan(Mask(Axis(1, 1)), (1, 64, 2, 16), device="hip")
+    assert caught.value.fix == 'device="gfx942"'
+
+
 def test_the_default_device_is_this_machine() -> None:
     kind = gpus.kind() or "cpu"
     assert nbattn.plan(Mask.causal(), (1, 64, 2, 16)).request.device.kind == kind

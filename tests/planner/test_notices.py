@@ -17,6 +17,7 @@ import nbattn
 from nbattn import Mask
 from nbattn.backends import families
 from nbattn.backends.cuda import meaning as cuda_meaning
+from nbattn.packages import install_triton
 from nbattn.planner import devices, notices, planner
 from nbattn.program.device import DEVICES
 from nbattn.program.limits import Reason
@@ -74,7 +75,7 @@ def test_the_tile_loop_on_gpus_of_others_is_for_want_of_triton(name: str) -> Non
     (message,) = told(name, dtype="bfloat16")
     start = f"nbattn computes {MASK!r} by its loop over tiles in plain torch, because Triton is"
     assert message.startswith(f"{start} missing. triton/window would be ")
-    assert message.endswith('x as fast, by estimates: pip install "triton>=3.6"')
+    assert message.endswith(f"x as fast, by estimates: {install_triton(DEVICES[name].kind)}")
     assert told(name, device=DEVICES[name]) == []
 
 

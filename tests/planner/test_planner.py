@@ -56,7 +56,7 @@ def test_auto_never_picks_the_reference(request_: Request) -> None:
     assert planner.make(request_).chosen.backend != "reference"
     for asked in (
         {"require": ("reference",)},
-        {"forbid": ("tiled", "sdpa", "flash", "cuda", "native")},
+        {"forbid": ("tiled", "sdpa", "flash", "cuda", "triton", "native")},
     ):
         with pytest.raises(BackendError):
             planner.make(replace(request_, **asked))

@@ -93,15 +93,23 @@ def test_with_a_gpu_of_intel_tensors_are_moved_to_it(monkeypatch: pytest.MonkeyP
     assert fix_of(device=request.device, backend="triton") == (
         'query.xpu(), key.xpu(), value.xpu()  # in a plan: device="xe"'
     )
-    bare = replace(named("xe"), providers=())
-    assert fix_of(device=bare, backend="triton") == 'pip install "triton>=3.6"'
+
+
+def test_triton_is_installed_for_the_gpu() -> None:
+    """An old one is replaced. PyPI's has no compiler for Intel's GPUs."""
+    for name, fix in (
+        ("gfx942", 'pip install "triton>=3.6"'),
+        ("xe", "pip install -U torch --index-url https://download.pytorch.org/whl/xpu"),
+    ):
+        bare = replace(named(name), providers=())
+        assert fix_of(device=bare, backend="triton") == fix
 
 
 def test_what_no_change_repairs_has_the_choice_of_auto() -> None:
     fix = fix_of(device="sm_90", backend="sdpa", shape=(1, 8192, 8, 64))
     assert fix == f'backend="auto", which takes {chosen(shape=(1, 8192, 8, 64), device="sm_90")}'
     fix = fix_of(device="sm_90", backend="sdpa", softcap=2.0, forbid=("cuda",))
-    assert fix == 'backend="auto", which takes tiled/tile'
+    assert fix == 'backend="auto", which takes triton/window'
 
 
 def test_names_are_left_out_one_by_one() -> None:
@@ -110,7 +118,7 @@ def test_names_are_left_out_one_by_one() -> None:
     every = tuple(name for name in families.BACKENDS[1:] if ":" not in name)
     fix = fix_of(device=device, forbid=every)
     assert fix.startswith(
-        "forbid=('reference', 'sdpa', 'tiled', 'flash', 'flash-model', 'triton', "
+        "forbid=('reference', 'sdpa', 'tiled', 'flash', 'flash-model', 'cuda', 'native', "
     )
     fix = fix_of(device=device, require=("mma", "tile", "split"), dtype="float64")
     assert fix.startswith("require=(), forbid=(), which takes ")

@@ -108,6 +108,13 @@ def test_datasheets_have_the_rates_of_their_processors(name: str) -> None:
     assert info.peak("bfloat16") == info.peak("float16")
 
 
+@pytest.mark.parametrize("name", ["sm_75", "sm_86", "sm_89", "sm_120", "rtx_3090", "rtx_4090"])
+def test_chips_for_graphics_have_two_units_for_float64(name: str) -> None:
+    """In each multiprocessor, where a data center's GPUs have 32 or 64."""
+    info = device.named(name)
+    assert info.peak("float64") == pytest.approx(4 * info.multiprocessors * info.clock, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("architecture", "name", "source"),
     [

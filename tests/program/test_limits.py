@@ -38,7 +38,7 @@ LIMITS: list[tuple[str, Any, dict[str, Any], str, str]] = [
         ("nvidia", "intel"),
         {"device": device.DEVICES["gfx942"]},
         "device",
-        "needs an NVIDIA or an Intel GPU, and gfx942 is one of AMD",
+        "needs an NVIDIA or an Intel GPU, and gfx942 is AMD's",
     ),
     ("dtypes", ("float16", "bfloat16"), {}, "dtype", "takes float16, bfloat16, not float32"),
     ("softcap", False, {"softcap": True}, "softcap", "has no softcap"),
@@ -131,9 +131,9 @@ def test_a_gpu_of_another_vendor_is_named_before_its_device_type() -> None:
     }
     assert reasons.pop("mine") is None  # of an unknown vendor
     assert reasons.pop("cpu") == ("device", "runs on cuda, not on cpu")
-    assert reasons.pop("xe") == ("device", "needs an NVIDIA GPU, and xe is one of Intel")
+    assert reasons.pop("xe") == ("device", "needs an NVIDIA GPU, and xe is Intel's")
     assert {name: text for name, (_, text) in reasons.items()} == {
-        name: f"needs an NVIDIA GPU, and {name} is one of AMD"
+        name: f"needs an NVIDIA GPU, and {name} is AMD's"
         for name in ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1201")
     }
     assert limits.wrong_device(device.DEVICES["rtx_4090"]) is None

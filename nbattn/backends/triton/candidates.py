@@ -9,7 +9,6 @@ from nbattn.backends.triton import meaning as triton
 from nbattn.backends.triton import tiles as triton_tiles
 from nbattn.backends.triton.choice import Pass
 from nbattn.backends.triton.meaning import FIELDS, TritonArguments
-from nbattn.backends.triton.rates import HALVES
 from nbattn.backends.triton.tiles import Build
 from nbattn.errors import counted
 from nbattn.geometry import Axes
@@ -33,10 +32,19 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
         reasons += triton.token_reasons(request)
     if not reasons and request.relative_bias:
         reasons = triton.table_reasons(request)
-    device = request.device
-    if not reasons and request.backend == "auto" and device.may_be_nvidia:
-        reasons = [_CUPY] * ("cupy" in device.providers)
+    if not reasons and _is_for_cupy(request):
+        reasons = [_CUPY]
     return [refused("triton", "window", *reasons) if reasons else _candidate(request, axes)]
+
+
+def _is_for_cupy(request: Request) -> bool:
+    """Whether "auto" has CuPy's kernels for the request, which it neither forbids, nor asks for
+    Triton.
+    """
+    device = request.device
+    has_cupy = device.may_be_nvidia and "cupy" in device.providers
+    by_name = "cuda" in request.forbid or "triton" in request.require
+    return request.backend == "auto" and has_cupy and not by_name
 
 
 def _candidate(request: Request, axes: Axes) -> Candidate:
@@ -67,20 +75,23 @@ def _candidate(request: Request, axes: Axes) -> Candidate:
         arguments = PackedCall(request.mask, request.grids, arguments)
     program = Program((Call(whole(request.query_space), whole(request.key_space), arguments),))
     cost = costs.of(request, axes, build, passes)
-    return Candidate(
-        "triton", "window", (), program, cost, note=_first_run(len(passes), request.dtype)
-    )
+    note = _first_run(len(passes), request)
+    return Candidate("triton", "window", (), program, cost, note=note)
 
 
-def _first_run(kernels: int, dtype: str) -> str:
+def _first_run(kernels: int, request: Request) -> str:
     """What the first run does besides; in training, the kernel of delta is one more.
 
-    Compiled for sm_80, sm_90, sm_100, gfx90a and gfx942 by Triton 3.8 on one core of a CPU.
+    Triton 3.8 took so long for sm_80, sm_90, sm_100, gfx90a and gfx942 on one core of a CPU, in
+    every dtype; with all options at once, some need up to 7 seconds. Nothing has been compiled for
+    Intel's GPUs.
     """
-    number, seconds = kernels + (kernels > 1), "1 to 4" if dtype in HALVES else "2 to 9"
+    number = kernels + (kernels > 1)
+    seconds = "1 to 4 " * (request.device.vendor in ("nvidia", "amd"))
+    each, them = (" each", "them") if number > 1 else ("", "it")
     return (
-        f"the first run compiles {counted(number, 'kernel')}, in {seconds} seconds each, or "
-        "finds them in Triton's cache (TRITON_CACHE_DIR); plan.warmup() does that ahead"
+        f"the first run compiles {counted(number, 'kernel')}, in {seconds}seconds{each}, or finds "
+        f"{them} in Triton's cache (TRITON_CACHE_DIR); plan.warmup() does that ahead"
     )
 
 

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nbattn.errors import BackendError
-from nbattn.packages import install_line
+from nbattn.packages import install_triton
 
 if TYPE_CHECKING:
     from nbattn.backends.triton.kernels.numbers import Variant
 
 OLDEST = (3, 6)  # the first Triton whose language has what the kernels use
-FIX = install_line("triton")
 _KERNELS = "nbattn.backends.triton.kernels"
 _VARIANT = "V"  # the last parameter of every kernel
 
@@ -54,6 +54,14 @@ class Launcher(Protocol):
         ...
 
 
+def fix() -> str:
+    """The command that installs Triton for the GPUs that torch is built for."""
+    torch: Any = sys.modules.get("torch")
+    return install_triton(
+        "xpu" if getattr(getattr(torch, "version", None), "xpu", None) else "cuda"
+    )
+
+
 @cache
 def missing() -> str | None:
     """Why Triton cannot run the kernels on this machine and its fix, in one line; None if it can.
@@ -61,14 +69,14 @@ def missing() -> str | None:
     Does not load Triton's compiler.
     """
     if importlib.util.find_spec("triton") is None:
-        return f"Triton, which torch's wheels for GPUs bring, is not installed: {FIX}"
+        return f"Triton, which torch's wheels for GPUs bring, is not installed: {fix()}"
     try:
         version: str = importlib.import_module("triton").__version__
     except (ImportError, AttributeError) as error:
-        return f"Triton does not load: {error}: {FIX}"
+        return f"Triton does not load: {error}: {fix()}"
     if tuple(int(number) for number in version.split(".")[:2]) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        return f"Triton {version} is too old, the kernels need {oldest}: {FIX}"
+        return f"Triton {version} is too old, the kernels need {oldest}: {fix()}"
     return None
 
 
@@ -87,7 +95,7 @@ class TritonLauncher:
 
     def __init__(self) -> None:
         if (problem := missing()) is not None:
-            raise BackendError(f"{problem.removesuffix(f': {FIX}')}.", FIX)
+            raise BackendError(f"{problem.removesuffix(f': {fix()}')}.", fix())
         self._torch: Any = importlib.import_module("torch")
 
     def launch(

@@ -17,7 +17,7 @@ from nbattn.program.costs import ITEMSIZE
 from nbattn.program.device import DEVICES, DeviceInfo
 
 FORWARD = "fwd"
-HALVES = ("float16", "bfloat16")
+_HALVES = ("float16", "bfloat16")
 # The share of the peak in the forward and in the backward.
 # NVIDIA with Ampere's instructions: FlashAttention-2 reaches up to 73 % and 63 % of an A100
 # (arXiv 2307.08691), FlexAttention's Triton kernels 90 % and 85 % of that (arXiv 2412.05496).
@@ -120,7 +120,7 @@ def _shares(device: DeviceInfo, dtype: str) -> tuple[float, float]:
         return AMPERE
     if kind in ("wgmma", "tcgen05"):
         return HOPPER
-    return OTHERS if kind or dtype in HALVES else WITHOUT
+    return OTHERS if kind or dtype in _HALVES else WITHOUT
 
 
 def visit(kernel: str, tiles: Tiles, build: Build, on: Machine, masked: float) -> float:

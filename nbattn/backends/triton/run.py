@@ -46,7 +46,7 @@ from nbattn.program.parts import PackedCall
 from nbattn.program.program import ByIdentity, Program
 from nbattn.program.tile_counts import RANK, padded, row_tiles, row_tiles_of
 
-# The functions of the kernels with tiles; what each writes.
+# The functions of the kernels with tiles.
 FUNCTIONS = {
     "fwd": "forward",
     "dq": "grad_query",

@@ -61,8 +61,8 @@ def test_a_limit_of_a_provider_is_a_reason(name: str, facts: dict[str, Any], tex
         ("fa4", "sm_100", {"head_dim": 192, "value_dim": 192}, "supports head sizes up to 128"),
         ("fa4", "sm_120", {"training": True, "deterministic": True}, "has no deterministic"),
         ("aten", "cpu", {}, "runs on cuda, not on cpu"),
-        ("aten", "gfx942", {}, "needs an NVIDIA GPU, and gfx942 is one of AMD"),
-        ("fa2", "gfx942", {}, "needs an NVIDIA GPU, and gfx942 is one of AMD"),
+        ("aten", "gfx942", {}, "needs an NVIDIA GPU, and gfx942 is AMD's"),
+        ("fa2", "gfx942", {}, "needs an NVIDIA GPU, and gfx942 is AMD's"),
         ("fa4", "rtx_4090", {"training": True}, "its backward does not run on sm_89"),
     ],
 )

@@ -43,9 +43,9 @@ def test_unsupported_masks_are_refused(axis: Axis, keys: int | None, text: str) 
     ("named", "text"),
     [
         ({"dtype": "float64"}, "takes float16, bfloat16, float32, not float64"),
-        ({"device": "gfx942"}, "needs an NVIDIA GPU, and gfx942 is one of AMD"),
+        ({"device": "gfx942"}, "needs an NVIDIA GPU, and gfx942 is AMD's"),
         ({"device": replace(DEVICES["xe"], providers=("natten",))},
-         "needs an NVIDIA GPU, and xe is one of Intel"),
+         "needs an NVIDIA GPU, and xe is Intel's"),
         ({"value_dim": 12}, "needs a value_dim that 8 divides, not 12"),
         ({"softcap": 2.0}, "has no softcap"),
         ({"sink": True}, "has no sink"),

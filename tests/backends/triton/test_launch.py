@@ -47,6 +47,17 @@ def version(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     launch.missing.cache_clear()
 
 
+def test_torch_of_intel_brings_the_triton_of_intel(
+    version: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version("3.5.1")
+    assert str(launch.missing()).endswith('the kernels need 3.6: pip install "triton>=3.6"')
+    launch.missing.cache_clear()
+    monkeypatch.setattr(torch.version, "xpu", "20250301", raising=False)
+    index = "https://download.pytorch.org/whl/xpu"
+    assert str(launch.missing()).endswith(f"need 3.6: pip install -U torch --index-url {index}")
+
+
 @pytest.mark.parametrize(
     ("installed", "problem"),
     [
@@ -57,10 +68,10 @@ def version(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 )
 def test_why_triton_cannot_run(version: Any, installed: str | None, problem: str) -> None:
     version(installed)
-    assert launch.missing() == f"{problem}: {launch.FIX}"
+    assert launch.missing() == f"{problem}: {launch.fix()}"
     with pytest.raises(BackendError) as caught:
         TritonLauncher()
-    assert (caught.value.problem, caught.value.fix) == (f"{problem}.", launch.FIX)
+    assert (caught.value.problem, caught.value.fix) == (f"{problem}.", launch.fix())
 
 
 @pytest.mark.parametrize("installed", ["3.6.0", "3.10.2", "4.0.0+rocm7"])
