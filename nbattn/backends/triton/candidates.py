@@ -27,8 +27,9 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
     if request.backend not in ("auto", "triton"):
         return [refused("triton", "window")]
     reasons = triton.absent(request.needs)
-    reasons = reasons or triton.reasons(request.needs, farthest(request, axes))
-    reasons = reasons or triton.token_reasons(request)
+    if not reasons:
+        reasons = triton.reasons(request.needs, farthest(request, axes))
+        reasons += triton.token_reasons(request)
     if not reasons and request.relative_bias:
         reasons = triton.table_reasons(request)
     if not reasons and _is_for_cupy(request):

@@ -36,7 +36,9 @@ TRITON = Limits(
 )
 PACKAGE = "triton"
 TABLE = 1 << 22  # the most entries of a head's table
-TOKENS = 1 << 30  # so that numbers of a whole tile past the end fit 32 bits, too
+# The most queries, or keys, of a sample: kernels number them, and those past the last tile, in 32
+# bits.
+TOKENS = 1 << 30
 GRID = (1 << 31) - 1  # the largest number of programs in a launch
 # A launch on AMD's GPUs has fewer threads in all ("HIP Runtime API", hipModuleLaunchKernel), of
 # which a warp has up to 64.
@@ -79,11 +81,11 @@ def reasons(needs: Needs, axes: Axes) -> list[Reason]:
 
 
 def token_reasons(request: Request) -> list[Reason]:
-    """The reasons against samples with too many tokens: kernels number them in 32 bits."""
-    sides = {"queries": request.query_count, "keys": request.key_count}
+    """The reasons against too many queries or keys on all axes together."""
+    counts = {"queries": request.query_count, "keys": request.key_count}
     return [
         Reason("size", f"takes up to {TOKENS} {name} in a sample, not {count}")
-        for name, count in sides.items()
+        for name, count in counts.items()
         if count > TOKENS
     ]
 

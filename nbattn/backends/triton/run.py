@@ -249,7 +249,7 @@ def _launches(identity: ByIdentity[_Window], shape: Shape) -> tuple[Launch, ...]
             tiles, window.build, step=step, wide=wide, precision=shape.precision
         )
         grid, counts = _grid(kernel, tiles, window, packed, shape)
-        samples = counts.grids if kernel == EXTRA and counts.grids else shape.query[0]
+        samples = len(packed.grids) if kernel == EXTRA and packed is not None else shape.query[0]
         own = _written(numbers | {"counts": counts, "samples": samples})
         launches.append(Launch(FUNCTIONS[kernel], grid, own, variant, tiles.warps, tiles.stages))
     return tuple(launches)
@@ -319,7 +319,8 @@ def _grid(
     inverse = kernel in ("dkdv", EXTRA)
     of_heads = kv_heads if inverse else heads
     if kernel == EXTRA:
-        count, samples = -(-shape.extra // tiles.row_count), grids or samples
+        count = -(-shape.extra // tiles.row_count)
+        samples = samples if packed is None else grids
     else:
         count = int(_counts(window, packed, tiles, inverse=inverse).sum())
     counts = Counts(count, of_heads, heads, heads // kv_heads, shape.extra, shape.slopes, grids)

@@ -239,7 +239,8 @@ def shared_bytes(kernel: str, tiles: Tiles, build: Build, device: DeviceInfo) ->
     row = max(head, value) if kernel == "fwd" else both
     row += columns * (both < 128)  # weights take more than the vectors of narrow heads
     stages = tiles.stages - (device.vendor == "amd" and _architecture(device) != "gfx950")
-    needed = rows * row + max(stages, 0) * columns * both
+    # Those in registers pass through shared memory once.
+    needed = max(rows * row + max(stages, 0) * columns * both, columns * max(head, value))
     if kind == "tcgen05" and kernel != "fwd":
         needed += max(2 * rows * columns, columns * both)
     # Entries of a table are loaded as early as columns, one for each score.

@@ -368,6 +368,15 @@ def test_packed_grids_with_dilation_and_groups_have_the_bits_of_each_alone(cases
     cases("Triton packed grids", len(case.grids))
 
 
+def test_no_grids_have_no_extra_keys() -> None:
+    """No program may read the table of grids."""
+    case = packed_calls.Case(Mask(Axis(2, 2)), [], extra=3)
+    program = packed_calls.program_of(case, torch.float32, backend="triton", device=DEVICE)
+    made = packed_calls.drawn(case, torch.float32)
+    found = packed_calls.solved(triton, program, case, made, launcher=Launcher(check=True))
+    assert found["grad_extra_key"].shape == (0, 3, 1, 16)
+
+
 # The rest of a backend
 
 

@@ -50,6 +50,16 @@ def test_tiles_fit_the_device(device: DeviceInfo, cases: Count) -> None:
                 cases("triton tiles that fit", 1)
 
 
+@pytest.mark.parametrize("sizes", [(255, 1), (1, 255)], ids=str)
+def test_columns_of_one_wide_head_are_counted_where_registers_hold_them(
+    sizes: tuple[int, int],
+) -> None:
+    """As Triton 3.8 compiles them for gfx942 and gfx90a: 32 columns of 256 channels."""
+    tiles, build = Tiles((1, 1, 16), (1, 1, 32), 4, 1), Build("float32", *sizes, 1)
+    for kernel in KERNELS:
+        assert triton_tiles.shared_bytes(kernel, tiles, build, DEVICES["gfx942"]) >= 32768
+
+
 @pytest.mark.parametrize("device", GPUS, ids=lambda device: device.name)
 def test_largest_heads(device: DeviceInfo) -> None:
     largest = {dtype: triton_tiles.largest_head(dtype, device) for dtype in DTYPES}
