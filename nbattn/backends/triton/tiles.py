@@ -241,6 +241,8 @@ def shared_bytes(kernel: str, tiles: Tiles, build: Build, device: DeviceInfo) ->
     stages = tiles.stages - (device.vendor == "amd" and _architecture(device) != "gfx950")
     # Those in registers pass through shared memory once.
     needed = max(rows * row + max(stages, 0) * columns * both, columns * max(head, value))
+    if device.vendor == "nvidia" and tiles.stages == 1 and kernel in ("dkdv", EXTRA):
+        needed += columns * max(head, value)  # read in two orders, where strides allow no chunks
     if kind == "tcgen05" and kernel != "fwd":
         needed += max(2 * rows * columns, columns * both)
     # Entries of a table are loaded as early as columns, one for each score.

@@ -60,6 +60,15 @@ def test_columns_of_one_wide_head_are_counted_where_registers_hold_them(
         assert triton_tiles.shared_bytes(kernel, tiles, build, DEVICES["gfx942"]) >= 32768
 
 
+@pytest.mark.parametrize("kernel", ["dkdv", EXTRA])
+def test_columns_without_stages_are_counted_in_two_orders(kernel: str) -> None:
+    """As Triton 3.8 compiles them for sm_86 and strides that are no multiples of two."""
+    tiles, build = Tiles((1, 1, 64), (1, 1, 32), 8, 1), Build("float16", 256, 256, 1, extra=True)
+    device = DEVICES["sm_86"]
+    assert triton_tiles.shared_bytes(kernel, tiles, build, device) >= 114688
+    assert tiles not in legal_tiles(kernel, build, device, (2,))
+
+
 @pytest.mark.parametrize("device", GPUS, ids=lambda device: device.name)
 def test_largest_heads(device: DeviceInfo) -> None:
     largest = {dtype: triton_tiles.largest_head(dtype, device) for dtype in DTYPES}
