@@ -248,7 +248,9 @@ def shared_bytes(kernel: str, tiles: Tiles, build: Build, device: DeviceInfo) ->
     # Entries of a table are loaded as early as columns, one for each score.
     needed += 2 * rows * columns * max(1, tiles.stages - 1) * build.table
     terms = 16 * tiles.stages * columns * (kernel not in ("fwd", "dq"))
-    return needed * size + terms + 2048 * (device.vendor != "amd")
+    # To reduce and to convert; where several warps multiply together, rows pass through it, too.
+    other = 2048 * (device.vendor != "amd") + 2304 * (kind in ("wgmma", "tcgen05"))
+    return needed * size + terms + other
 
 
 @lru_cache(1024)
