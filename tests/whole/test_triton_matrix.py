@@ -193,7 +193,7 @@ FINE = Report(168, 0, 40960, {"wgmma.mma_async": 8})
         ({}, {}, []),
         ({}, {"error": "words"}, ["words"]),
         ({}, {"spilled": SPILLED}, []),
-        ({}, {"spilled": SPILLED + 8}, ["104 bytes of stack"]),
+        ({}, {"spilled": SPILLED + 8}, ["112 bytes of stack"]),
         ({}, {"atomics": 1}, ["1 atomic instructions"]),
         ({}, {"shared": 45313}, ["45313 bytes of shared memory, counted as 45312"]),
         ({}, {"products": {"mma.sync": 4}}, ["no wgmma.mma_async: {'mma.sync': 4}"]),

@@ -27,7 +27,7 @@ from nbattn.rows import operations
 SCORE_BYTES = 2 << 20
 WORK_BYTES = 3 << 20  # scores, keys and values
 # The share of an accelerator's peak that batches of small products reach: assumed.
-SMALL = 0.3
+SMALL = 0.15
 _ROWS_LIMIT = 512
 _FEW = 16
 

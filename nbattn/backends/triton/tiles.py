@@ -16,7 +16,8 @@ from nbattn.program.tile_counts import RANK, Extents, placed
 
 EXTRA = "dextra"  # the kernel of the gradients of extra keys
 TABLE = "dbias"  # the kernel of the gradient of a table of relative positions
-SPILLED = 96  # bytes of a thread's stack that a tile may need: 24 registers
+SPILLED = 104  # bytes of a thread's stack that a tile may need: 26 registers
+_WITH_DOUBLES = (80, 90, 100, 103)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 _KERNELS = ("fwd", "dq", "dkdv")
 _Shapes = Mapping[int, Mapping[int, tuple[tuple[int, ...], ...]]]
@@ -191,7 +192,8 @@ def instructions(device: DeviceInfo, dtype: str) -> str:
     if device.vendor != "nvidia" or capability < 80 or dtype == "float32":
         return ""
     generation = {9: "wgmma", 10: "tcgen05"}.get(capability // 10, "mma")
-    return generation if halves else "mma"
+    # only data-center GPUs multiply matrices of float64
+    return generation if halves else "mma" * (capability in _WITH_DOUBLES)
 
 
 def _architecture(device: DeviceInfo) -> str:
@@ -373,8 +375,9 @@ def shipped(device: DeviceInfo) -> Iterator[Shipped]:
     plain = Build("bfloat16", 64, 64, 2)
     found |= dict.fromkeys(_variants(plain, (1, 2), device, step=1))
     found |= dict.fromkeys(_variants(plain, (1, 2), device, wide=True))
-    single = plain._replace(dtype="float32")
-    found |= dict.fromkeys(_variants(single, (1, 2), device, step=4, precision="tf32"))
+    if device.vendor == "nvidia":
+        single = plain._replace(dtype="float32")
+        found |= dict.fromkeys(_variants(single, (1, 2), device, step=4, precision="tf32"))
     yield from found
 
 

@@ -134,10 +134,10 @@ def test_unknown_devices_are_taken_for_small_ones() -> None:
     ("name", "kinds"),
     [
         ("sm_75", ("", "", "", "")),
-        ("sm_86", ("mma", "mma", "", "mma")),
+        ("sm_86", ("mma", "mma", "", "")),
         ("sm_90", ("wgmma", "wgmma", "", "mma")),
         ("sm_103", ("tcgen05", "tcgen05", "", "mma")),
-        ("sm_120", ("mma", "mma", "", "mma")),
+        ("sm_120", ("mma", "mma", "", "")),
         ("gfx90a", ("mfma", "mfma", "mfma", "mfma")),
         ("gfx1100", ("wmma", "wmma", "", "")),
         ("xe", ("", "", "", "")),
