@@ -39,7 +39,7 @@ def skewed(pairs, V: tl.constexpr):
     """The sums of a visit's pairs `[rows, columns]` that have the same steps on all axes.
 
     On each axis of R rows and C columns there are R + C - 1 steps, from that of the last row to the
-    first column on; here R + C, of which the last one is 0, `[S0 * S1 * S2]`.
+    first column on. The result `[S0 * S1 * S2]` has the next power of two of them, the others 0.
     """
     R1: tl.constexpr = V.rows[1]
     R2: tl.constexpr = V.rows[2]
