@@ -100,11 +100,11 @@ NB_DEVICE float row_max(const float (&s)[kColumns / 8][4], int h) {
   return fmaxf(top, __shfl_xor_sync(~0u, top, 2));
 }
 
-// Replaces scores by weights relative to the running maximum. The maximum moves, and the output is rescaled, only
-// when some score of the warp's rows passes it by kSlack: weights stay below 2^8, and most visits skip the rescaling.
-// `factor` is positive. Per element: FMNMX, FFMA, MUFU, FADD.
-template <int kColumns, int kPadded>
-NB_DEVICE void online_softmax(Fragment<kColumns>& s, Softmax& state, Fragment<kPadded>& out, float factor) {
+// Moves the running maxima, only when some score of the warp's rows passes its own by kSlack: weights stay below 2^8,
+// and most visits skip the rescaling. If it returns true, the output is to be rescaled. `factor` is positive.
+template <int kColumns>
+NB_DEVICE bool move_maxima(const Fragment<kColumns>& s, Softmax& state, float (&shrink)[Variant::kRowBlocks][2],
+                           float factor) {
   float top[Variant::kRowBlocks][2];
   bool moves = false;
 #pragma unroll
@@ -114,21 +114,34 @@ NB_DEVICE void online_softmax(Fragment<kColumns>& s, Softmax& state, Fragment<kP
       top[b][h] = row_max<kColumns>(s.at[b], h);
       moves = moves || top[b][h] * factor - state.max[b][h] > kSlack;
     }
-  if (__any_sync(~0u, moves)) {
+  moves = __any_sync(~0u, moves);
+  if (moves) {
 #pragma unroll
     for (int b = 0; b < Variant::kRowBlocks; ++b)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const float max = fmaxf(state.max[b][h], top[b][h] * factor), shrink = ex2(state.max[b][h] - max);
+        const float max = fmaxf(state.max[b][h], top[b][h] * factor);
+        shrink[b][h] = ex2(state.max[b][h] - max);
         state.max[b][h] = max;
-        state.sum[b][h] *= shrink;
-#pragma unroll
-        for (int n = 0; n < kPadded / 8; ++n) {
-          out.at[b][n][2 * h] *= shrink;
-          out.at[b][n][2 * h + 1] *= shrink;
-        }
+        state.sum[b][h] *= shrink[b][h];
       }
   }
+  return moves;
+}
+
+template <int kPadded>
+NB_DEVICE void rescale(Fragment<kPadded>& out, const float (&shrink)[Variant::kRowBlocks][2]) {
+#pragma unroll
+  for (int b = 0; b < Variant::kRowBlocks; ++b)
+#pragma unroll
+    for (int n = 0; n < kPadded / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) out.at[b][n][e] *= shrink[b][e / 2];
+}
+
+// Replaces scores by weights relative to the maxima, and adds them to the sums.
+template <int kColumns>
+NB_DEVICE void weigh(Fragment<kColumns>& s, Softmax& state, float factor) {
 #pragma unroll
   for (int b = 0; b < Variant::kRowBlocks; ++b)
 #pragma unroll
@@ -139,5 +152,13 @@ NB_DEVICE void online_softmax(Fragment<kColumns>& s, Softmax& state, Fragment<kP
         x = ex2(x * factor - state.max[b][e / 2]);
         state.sum[b][e / 2] += x;
       }
+}
+
+// The whole step of a visit. Per element: FMNMX, FFMA, MUFU, FADD.
+template <int kColumns, int kPadded>
+NB_DEVICE void online_softmax(Fragment<kColumns>& s, Softmax& state, Fragment<kPadded>& out, float factor) {
+  float shrink[Variant::kRowBlocks][2];
+  if (move_maxima(s, state, shrink, factor)) rescale(out, shrink);
+  weigh(s, state, factor);
 }
 }  // namespace nb
