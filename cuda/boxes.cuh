@@ -66,9 +66,15 @@ NB_DEVICE void by_position(AxisMap (&column)[3]) {
 #pragma unroll
   for (int axis = 0; axis < 3; ++axis) column[axis] = {0, 1};
 }
+// Class coordinates to positions of a tile's rows or columns; the class coordinates of its first row.
 template <bool kRows, class Rows>
 NB_DEVICE void class_maps(AxisMap (&map)[3], const Traversal<Rows>& traversal) {
 #pragma unroll
   for (int axis = 0; axis < 3; ++axis) map[axis] = kRows ? traversal.axis[axis].row : traversal.axis[axis].column;
+}
+template <class Rows>
+NB_DEVICE void first_rows(int (&first)[3], const Traversal<Rows>& traversal) {
+#pragma unroll
+  for (int axis = 0; axis < 3; ++axis) first[axis] = traversal.axis[axis].first;
 }
 }  // namespace nb
