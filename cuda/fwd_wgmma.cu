@@ -17,7 +17,8 @@ static_assert(kRows == 64 * kConsumers && kColumns % 16 == 0, "64 rows for each 
 struct Arena {  // the block's shared memory
   static constexpr int kKeys = kRows * kWide * 2, kValues = kKeys + kStages * KeyVectors::kBytes,
                        kBarriers = kValues + kStages * ValueVectors::kBytes,
-                       kTraversal = kBarriers + 2 * Stages::kBytes + 16,
+                       kOrigins = kBarriers + 2 * Stages::kBytes + 16,
+                       kTraversal = kOrigins + kOriginBytes,
                        kVisits = kTraversal + Traversal<QueryTile>::kBytes, kMasks = kVisits + Visits::kBytes;
   static_assert(NB_SHARED_BYTES == kMasks + MaskTable<KeyTile>::kBytes, "nbattn/backends/cuda/tiles.py has drifted");
   unsigned char* base;
@@ -30,6 +31,7 @@ struct Arena {  // the block's shared memory
   NB_DEVICE Stages keys() const { return Stages(base + kBarriers); }
   NB_DEVICE Stages values() const { return Stages(base + kBarriers + Stages::kBytes); }
   NB_DEVICE Mbarrier* queries() const { return reinterpret_cast<Mbarrier*>(base + kBarriers + 2 * Stages::kBytes); }
+  NB_DEVICE BoxOrigin* origins() const { return reinterpret_cast<BoxOrigin*>(base + kOrigins); }
   NB_DEVICE Traversal<QueryTile>& traversal() const {
     return *reinterpret_cast<Traversal<QueryTile>*>(base + kTraversal);
   }
@@ -39,35 +41,23 @@ struct Arena {  // the block's shared memory
 
 // Copies the queries, then keys and values of all visits; one warp calls it.
 NB_DEVICE void produce(const MappedParams& m, const Arena& arena, const Block& block, int total) {
-  const Params& p = m.p;
   const auto& traversal = arena.traversal();
-  const int key_head = block.head / p.group;
-  AxisMap rows[3], columns[3], positions[3];
-  class_maps<true>(rows, traversal);
-  class_maps<false>(columns, traversal);
-  by_position(positions);
-  if (threadIdx.x % 32 == 0) {
-    int first[3];
-    first_rows(first, traversal);
-    mbarrier_arrive_expect(arena.queries(), QueryVectors::kBytes);
-    BoxOrigin(m, kQueryMap, rows, block.sample, block.head).load(arena.query(), arena.queries(), first);
+  BoxOrigin* const origin = arena.origins();  // of keys and values, then of the extra ones
+  const bool copies = threadIdx.x % 32 == 0;
+  if (copies) {
+    load_rows(arena.query(), arena.queries(), m, kQueryMap, traversal, block.sample, block.head);
+    key_origins(origin, m, traversal, block);
   }
-  const BoxOrigin key(m, kKeyMap, columns, block.sample, key_head),
-      value(m, kValueMap, columns, block.sample, key_head),
-      extra_key(m, kExtraKeyMap, positions, block.sample, key_head),
-      extra_value(m, kExtraValueMap, positions, block.sample, key_head);
   for (int n = 0; n < total; ++n) {
     stage_visits(arena.visits(), n, total, [&](StagedVisit& staged, int at) {
-      set(staged, visit<KeyTile>(traversal, at, extra_keys(p, block.sample)));
+      set(staged, visit<KeyTile>(traversal, at, extra_keys(m.p, block.sample)));
     });
-    if (threadIdx.x % 32) continue;
+    if (!copies) continue;
     const StagedVisit& v = arena.visits()[n];
     arena.keys().wait_empty(n);
-    mbarrier_arrive_expect(arena.keys().full(n), KeyVectors::kBytes);
-    (v.extra() ? extra_key : key).load(arena.key(n), arena.keys().full(n), v.start);
+    origin[v.extra() * 2].load(arena.key(n), arena.keys().full(n), v.start);
     arena.values().wait_empty(n);
-    mbarrier_arrive_expect(arena.values().full(n), ValueVectors::kBytes);
-    (v.extra() ? extra_value : value).load(arena.value(n), arena.values().full(n), v.start);
+    origin[v.extra() * 2 + 1].load(arena.value(n), arena.values().full(n), v.start);
   }
 }
 
