@@ -38,6 +38,11 @@ struct Consumer {
   NB_DEVICE void visit(int n) {
     Fragment<kColumns> s, grads;
     arena.keys().wait_full(n);
+    if (Variant::kExtraRange) {
+      arena.values().wait_full(n);
+      clear_outside(arena.key(n), arena.visits()[n]);
+      clear_outside(arena.value(n), arena.visits()[n]);
+    }
     begin_turn();
     wgmma_fence();
     dot_async<kColumns, kHeadDim, QueryVectors, KeyVectors>(

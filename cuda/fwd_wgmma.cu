@@ -32,6 +32,7 @@ struct Consumer {
   template <bool kFirst>
   NB_DEVICE void visit(int n) {
     arena.keys().wait_full(n);
+    if (!kFirst) clear(n - 1);
     begin_turn();
     pin(s.at[0]);
     pin(out.at[0]);
@@ -59,6 +60,13 @@ struct Consumer {
     pack(weights, s.at[0]);
   }
 
+  // Before its values are added.
+  NB_DEVICE void clear(int n) const {
+    if (!Variant::kExtraRange) return;
+    arena.values().wait_full(n);
+    clear_outside(arena.value(n), arena.visits()[n]);
+  }
+
   // Starts to add the values of visit n.
   NB_DEVICE void add(int n) {
     arena.values().wait_full(n);
@@ -74,6 +82,8 @@ struct Consumer {
     // A visit of 128 columns at head size 128 issues 0 instructions: tests/golden/kernels.json.
     for (int n = 1; n < total; ++n) visit<false>(n);
     end_turns();
+    clear(total - 1);
+    pin(out.at[0]);
     wgmma_fence();
     add(total - 1);
     wgmma_wait<0>();
