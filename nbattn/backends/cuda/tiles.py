@@ -29,7 +29,7 @@ SPLIT = 128  # above this head size, two launches compute the gradients of keys 
 # with one where rows have two runs of keys. From the compile matrix, whose deep profile tries every
 # tile.
 _ACCUMULATORS = {"mma": (192, 184), "simt": (128, 128)}
-# The same by warpgroups: registers that cuda/roles.cuh gives a thread of them, less 24 or 30 others.
+# The same by warpgroups: registers that cuda/roles.cuh gives a thread, less 24 or 30 others.
 _OF_WARPGROUPS = {2: 208, 3: 130}
 _OF_THREE = 64  # the largest head size of three warpgroups
 _FEWER: Mapping[tuple[str, int, int, int], tuple[int, int, int]] = {
