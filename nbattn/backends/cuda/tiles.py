@@ -29,9 +29,8 @@ SPLIT = 128  # above this head size, two launches compute the gradients of keys 
 # with one where rows have two runs of keys. From the compile matrix, whose deep profile tries every
 # tile.
 _ACCUMULATORS = {"mma": (192, 184), "simt": (128, 128)}
-# The same by warpgroups: registers that cuda/roles.cuh gives a thread, less 24 or 30 others.
-_OF_WARPGROUPS = {2: 208, 3: 130}
-_OF_THREE = 64  # the largest head size of three warpgroups
+# The same by warpgroups: cuda/roles.cuh gives a thread of two 232 registers, of three 160.
+_OF_WARPGROUPS = {2: 208, 3: 112}
 _FEWER: Mapping[tuple[str, int, int, int], tuple[int, int, int]] = {
     ("fwd", 4, 2, 64): (176, 112, 80),
     ("fwd", 4, 2, 32): (192, 192, 136),
@@ -41,6 +40,7 @@ _FEWER: Mapping[tuple[str, int, int, int], tuple[int, int, int]] = {
     ("dkdv", 1, 1, 64): (184, 184, 184),
 }
 _LANES = 32  # threads of a warp
+_ORIGIN_BYTES = 4 * 40  # `BoxOrigin` of cuda/boxes.cuh, of four tensors
 _GRID_BYTES = -(-(layout.SIZE + 4) // 16) * 16  # `OnGrid` of cuda/block.cuh
 
 _Shapes = Mapping[int, Mapping[int, tuple[tuple[int, ...], ...]]]
@@ -202,13 +202,13 @@ def _mma_bytes(kernel: str, tiles: Tiles, build: Build) -> int:
 
 
 def _wgmma_bytes(kernel: str, tiles: Tiles, build: Build) -> int:
-    """The same without padding, and the barriers: two for each stage of either side's columns, and
-    one for the rows.
+    """The same without padding, the barriers, two for each stage of either side's columns and one
+    for the rows, and where boxes begin.
     """
     head, value = 2 * build.head_dim, 2 * build.value_dim
     row = max(head, value) if kernel == "fwd" else head + value
     stage = tiles.column_count * (head + value + 8 * (kernel == "dkdv"))
-    return tiles.row_count * row + tiles.stages * (stage + 2 * 16) + 16
+    return tiles.row_count * row + tiles.stages * (stage + 2 * 16) + 16 + _ORIGIN_BYTES
 
 
 def accumulators(kernel: str, tiles: Tiles, build: Build) -> int:
