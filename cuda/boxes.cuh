@@ -25,34 +25,16 @@ struct alignas(64) MappedParams {
 };
 static_assert(sizeof(Boxes) == 48 && sizeof(MappedParams) == 4032, "nbattn/kernels/layout.py has drifted");
 
-// The boxes of one head in one sample, of one residue class.
+// The boxes of one head in one sample, of one residue class. Those of a block are in shared memory: the warp that copies
+// has few registers.
 struct BoxOrigin {
   const TensorMap* map;
   int inner, outer, base[3], step[3];  // coordinates: base + step times those in the class
 
-  // `column`: class coordinates to positions, of each axis.
-  NB_DEVICE BoxOrigin(const MappedParams& m, Mapped tensor, const AxisMap (&column)[3], int sample, int head) {
-    const Boxes& b = m.boxes[tensor];
-    int number = b.first_map;
-    inner = head * b.head_inner;
-    outer = head * b.head_outer + sample * b.sample_outer;
-#pragma unroll
-    for (int axis = 0; axis < 3; ++axis) {
-      base[axis] = column[axis].origin;
-      step[axis] = column[axis].step;
-      if (!b.divide[axis]) continue;
-      const int quotient = floor_div(base[axis], step[axis]), residue = base[axis] - quotient * step[axis];
-      number += residue * b.map_step[axis];
-      if (axis == 2) inner += residue * b.fold;
-      base[axis] = quotient;
-      step[axis] = 1;
-    }
-    map = m.map + number;
-  }
-
   // Copies the box that begins at these class coordinates.
   template <class Tile>
   NB_DEVICE void load(const Tile& to, Mbarrier* barrier, const int (&start)[3]) const {
+    mbarrier_arrive_expect(barrier, Tile::kBytes);
 #pragma unroll
     for (int b = 0; b < Tile::kBoxes; ++b)
       tma_load(to.box(b), map, barrier,
@@ -60,15 +42,54 @@ struct BoxOrigin {
                 base[0] + step[0] * start[0], outer});
   }
 };
+constexpr int kOriginBytes = 4 * sizeof(BoxOrigin);
 
-// Positions as they are: of extra keys, and of queries where rows are extra keys.
-NB_DEVICE void by_position(AxisMap (&column)[3]) {
+// `to_position(axis)`: from class coordinates to positions.
+template <class ToPosition>
+NB_DEVICE BoxOrigin box_origin(const MappedParams& m, Mapped tensor, int sample, int head, const ToPosition& to_position) {
+  const Boxes& b = m.boxes[tensor];
+  BoxOrigin origin;
+  int number = b.first_map;
+  origin.inner = head * b.head_inner;
+  origin.outer = head * b.head_outer + sample * b.sample_outer;
 #pragma unroll
-  for (int axis = 0; axis < 3; ++axis) column[axis] = {0, 1};
+  for (int axis = 0; axis < 3; ++axis) {
+    AxisMap to = to_position(axis);
+    if (b.divide[axis]) {
+      const int quotient = floor_div(to.origin, to.step), residue = to.origin - quotient * to.step;
+      number += residue * b.map_step[axis];
+      if (axis == 2) origin.inner += residue * b.fold;
+      to = AxisMap{quotient, 1};
+    }
+    origin.base[axis] = to.origin;
+    origin.step[axis] = to.step;
+  }
+  origin.map = m.map + number;
+  return origin;
 }
-template <bool kRows, class Rows>
-NB_DEVICE void class_maps(AxisMap (&map)[3], const Traversal<Rows>& traversal) {
-#pragma unroll
-  for (int axis = 0; axis < 3; ++axis) map[axis] = kRows ? traversal.axis[axis].row : traversal.axis[axis].column;
+NB_DEVICE BoxOrigin by_position(const MappedParams& m, Mapped tensor, int sample, int head) {
+  return box_origin(m, tensor, sample, head, [](int) { return AxisMap{0, 1}; });
+}
+
+// Copies a tile's rows.
+template <class Tile, class Rows>
+NB_DEVICE void load_rows(const Tile& to, Mbarrier* barrier, const MappedParams& m, Mapped tensor,
+                         const Traversal<Rows>& traversal, int sample, int head) {
+  const int first[3] = {traversal.axis[0].first, traversal.axis[1].first, traversal.axis[2].first};
+  box_origin(m, tensor, sample, head, [&](int axis) { return traversal.axis[axis].row; }).load(to, barrier, first);
+}
+
+// Keys and values as columns, then the extra ones.
+template <class Rows>
+NB_DEVICE void key_origins(BoxOrigin* origin, const MappedParams& m, const Traversal<Rows>& traversal,
+                           const Block& block) {
+  const int head = block.head / m.p.group;
+  const auto columns = [&](int axis) { return traversal.axis[axis].column; };
+  origin[0] = box_origin(m, kKeyMap, block.sample, head, columns);
+  origin[1] = box_origin(m, kValueMap, block.sample, head, columns);
+  if (Variant::kExtra) {
+    origin[2] = by_position(m, kExtraKeyMap, block.sample, head);
+    origin[3] = by_position(m, kExtraValueMap, block.sample, head);
+  }
 }
 }  // namespace nb

@@ -66,9 +66,7 @@ NB_DEVICE void epilogue(const Params& p, const Traversal<QueryTile>& traversal, 
   for (int b = 0; b < kRowBlocks; ++b)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float sum = state.sum[b][h];
-      sum += __shfl_xor_sync(~0u, sum, 1);
-      sum += __shfl_xor_sync(~0u, sum, 2);
+      const float sum = row_sum(state.sum[b][h]);
       inverse[b][h] = sum == 0.f ? 0.f : 1.f / sum;
       const Coord coord = row_coord(traversal, row_of(b, h));
       if (p.lse && coord.inside && threadIdx.x % 4 == 0)

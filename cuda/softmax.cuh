@@ -78,6 +78,14 @@ struct Scores {
   }
 };
 
+template <int kColumns>
+NB_DEVICE void negate(Fragment<kColumns>& s) {
+#pragma unroll
+  for (int n = 0; n < kColumns / 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) s.at[0][n][e] = -s.at[0][n][e];
+}
+
 // The running softmax of this thread's rows: the maximum that weights are relative to, in units of log 2, and this
 // thread's part of their sum.
 struct Softmax {
@@ -89,6 +97,11 @@ struct Softmax {
     sum[b][h] = sink != -NB_INFINITY && threadIdx.x % 4 == 0 ? 1.f : 0.f;
   }
 };
+
+NB_DEVICE float row_sum(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
 
 // The largest score of a row in a visit, over its four lanes; -inf if all are masked.
 template <int kColumns>

@@ -33,6 +33,15 @@ struct Visits {
   }
 };
 
+// The same by one warp alone, which then reads the ring.
+template <class Fill>
+NB_DEVICE void stage_visits(const Visits& visits, int n, int total, const Fill& fill) {
+  if (n % Visits::kBatch) return;
+  const int lane = threadIdx.x % 32;
+  if (lane < Visits::kBatch && n + lane < total) fill(visits.ring[(n + lane) % Visits::kRing], n + lane);
+  __syncwarp();
+}
+
 NB_DEVICE void set(StagedVisit& staged, const Visit& v) {
 #pragma unroll
   for (int axis = 0; axis < 3; ++axis) {
