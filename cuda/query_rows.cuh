@@ -89,11 +89,13 @@ NB_DEVICE void run_block(const MappedParams& m, const Arena& arena, int row_boxe
 // consumer calls it, outside of its turn.
 template <class Tile>
 NB_DEVICE void clear_outside(const Tile& tile, const StagedVisit& v) {
-  if (!Variant::kExtraRange || !v.extra() || v.count[2] == Tile::kSize) return;
-  for (int i = v.count[2] * Tile::kChunks + threadIdx.x; i < Tile::kSize * Tile::kChunks; i += kConsumerThreads)
-    *reinterpret_cast<uint4*>(tile.chunk(i / Tile::kChunks, i % Tile::kChunks)) = uint4{0, 0, 0, 0};
-  fence_async();
-  wait_for_consumers();
+  if constexpr (Variant::kExtraRange) {
+    if (!v.extra() || v.count[2] == Tile::kSize) return;
+    for (int i = v.count[2] * Tile::kChunks + threadIdx.x; i < Tile::kSize * Tile::kChunks; i += kConsumerThreads)
+      *reinterpret_cast<uint4*>(tile.chunk(i / Tile::kChunks, i % Tile::kChunks)) = uint4{0, 0, 0, 0};
+    fence_async();
+    wait_for_consumers();
+  }
 }
 
 // What masked pairs of a visit get; scores of the others stay.
