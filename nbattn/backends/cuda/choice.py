@@ -157,7 +157,10 @@ def _no_larger(legal: tuple[Tiles, ...], lengths: tuple[int, ...]) -> list[Tiles
         for tiles in fewer
         if all(rows < 2 * length for rows, length in zip(tiles.rows, lengths, strict=True))
     ]
-    return inside or fewer or list(legal)  # the least tiles of warpgroups have more
+    if not fewer and legal:  # of warpgroups, whose least tiles have more rows
+        least = min(tiles.row_count for tiles in legal)
+        return [tiles for tiles in legal if tiles.row_count == least]
+    return inside or fewer
 
 
 def packed_grid(axes: Axes, packed: int) -> Axes:

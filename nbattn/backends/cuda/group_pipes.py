@@ -22,8 +22,9 @@ ROW_BYTES, COLUMN_BYTES = 64 * 16 * 2, 16 * 2
 # What overlaps least: the share of the time of other pipes that adds to that of the busiest.
 # FlashAttention-3 (arXiv 2407.08608) publishes 648 TFLOP/s without a mask at 128 channels, of 989.
 EXPOSED = 0.6
-# Clocks of a block besides visits: barriers, windows, the first copies, the last rows: a guess.
-BLOCK = 4000
+# Clocks of a block besides visits, a guess: those of `pipes.BLOCK`, and as many for tensor maps, the
+# first copies, barriers and roles.
+BLOCK = 6000
 
 
 class Issued(NamedTuple):
