@@ -39,11 +39,15 @@ struct Stages {
   }
 };
 
-// Consumers start their products in turns, so that one computes weights while another's products run.
+// Consumers start their products in turns, so that one computes weights while another's products run: before the first
+// turn, at the begin and the end of each, after the last.
 NB_DEVICE void begin_turns() {
   if (warpgroup() == kConsumers - 1) named_barrier_arrive(1, 256);
 }
 NB_DEVICE void begin_turn() { named_barrier_sync(1 + warpgroup(), 256); }
 NB_DEVICE void end_turn() { named_barrier_arrive(1 + (warpgroup() + 1) % kConsumers, 256); }
+NB_DEVICE void end_turns() {
+  if (warpgroup() == 0) named_barrier_sync(1, 256);
+}
 NB_DEVICE void wait_for_consumers() { named_barrier_sync(1 + kConsumers, kConsumerThreads); }
 }  // namespace nb
