@@ -25,11 +25,11 @@ struct Arena {  // the block's shared memory
   unsigned char* base;
   NB_DEVICE KeyVectors key() const { return KeyVectors(base); }
   NB_DEVICE ValueVectors value() const { return ValueVectors(base + kValues); }
-  NB_DEVICE QueryVectors query(int n) const {
+  NB_DEVICE QueryVectors query(unsigned n) const {
     return QueryVectors(base + kQueries + n % kStages * QueryVectors::kBytes);
   }
-  NB_DEVICE GradVectors grad_out(int n) const { return GradVectors(base + kGrads + n % kStages * GradVectors::kBytes); }
-  NB_DEVICE RowTerms* terms(int n) const {  // one per column
+  NB_DEVICE GradVectors grad_out(unsigned n) const { return GradVectors(base + kGrads + n % kStages * GradVectors::kBytes); }
+  NB_DEVICE RowTerms* terms(unsigned n) const {  // one per column
     return reinterpret_cast<RowTerms*>(base + kTerms) + n % kStages * kColumns;
   }
   NB_DEVICE Stages queries() const { return Stages(base + kBarriers); }
@@ -114,32 +114,33 @@ struct Consumer {
   const MappedParams& m;
   const Arena& arena;
   const Block& block;
+  const int group;  // of the block's consumers
   Scores scores;
   Fragment<kHeadDim> key_sums;
   Fragment<kValueDim> value_sums;
   uint32_t weights[kColumns / 16][4], products[kColumns / 16][4];  // products: their gradients
 
   NB_DEVICE Consumer(const MappedParams& m, const Arena& arena, const Block& block)
-      : m(m), arena(arena), block(block), scores(m.p) {
+      : m(m), arena(arena), block(block), group(warpgroup()), scores(m.p) {
     key_sums.clear();
     value_sums.clear();
   }
 
   // Starts both products of visit n while the sums of the one before run; ends with its own sums running.
   template <bool kFirst>
-  NB_DEVICE void visit(int n) {
+  NB_DEVICE void visit(unsigned n, const Turns& turns) {
     Fragment<kColumns> s, grads;
     arena.queries().wait_full(n);
-    begin_turn();
+    turns.begin();
     wgmma_fence();
-    dot_async<kColumns, kHeadDim, KeyVectors, QueryVectors>(s.at[0], arena.key().k_major(64 * warpgroup()),
+    dot_async<kColumns, kHeadDim, KeyVectors, QueryVectors>(s.at[0], arena.key().k_major(64 * group),
                                                             arena.query(n).k_major());
     wgmma_commit();
     arena.grads().wait_full(n);
-    dot_async<kColumns, kValueDim, ValueVectors, GradVectors>(grads.at[0], arena.value().k_major(64 * warpgroup()),
+    dot_async<kColumns, kValueDim, ValueVectors, GradVectors>(grads.at[0], arena.value().k_major(64 * group),
                                                               arena.grad_out(n).k_major());
     wgmma_commit();
-    end_turn();
+    turns.end();
     wgmma_wait<1>();
     pin(s.at[0]);
     pin(key_sums.at[0]);
@@ -168,13 +169,13 @@ struct Consumer {
     wgmma_commit();
   }
 
-  NB_DEVICE void visits(int total) {
+  NB_DEVICE void visits(unsigned total) {
     mbarrier_wait(arena.rows(), 0);
-    begin_turns();
-    visit<true>(0);
+    const Turns turns(group);
+    visit<true>(0, turns);
     // A visit of 64 columns at head size 128 issues 0 instructions: tests/golden/kernels.json.
-    for (int n = 1; n < total; ++n) visit<false>(n);
-    end_turns();
+    for (unsigned n = 1; n < total; ++n) visit<false>(n, turns);
+    turns.finish();
     wgmma_wait<0>();
     pin(key_sums.at[0]);
     pin(value_sums.at[0]);
