@@ -20,6 +20,7 @@ struct Consumer {
   const MappedParams& m;
   const Arena& arena;
   const Block& block;
+  const int group;  // of the block's consumers
   Scores scores;
   TokenSteps steps;
   RowTerms terms[2];
@@ -27,32 +28,39 @@ struct Consumer {
   uint32_t products[kColumns / 16][4];  // their gradients
 
   NB_DEVICE Consumer(const MappedParams& m, const Arena& arena, const Block& block)
-      : m(m), arena(arena), block(block), scores(m.p), steps(token_steps<false>(m.p)) {
+      : m(m), arena(arena), block(block), group(warpgroup()), scores(m.p), steps(token_steps<false>(m.p)) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) terms[h] = terms_of(m.p, arena.traversal(), block, steps, row_of(0, h));
     sums.clear();
   }
 
-  // Starts both products of visit n while the sums of the one before run; ends with its own sums running.
+  // Starts the scores of visit n while the sums of the one before run; ends with its own sums running.
   template <bool kFirst>
-  NB_DEVICE void visit(int n) {
+  NB_DEVICE void visit(unsigned n, const Turns& turns) {
     Fragment<kColumns> s, grads;
     arena.keys().wait_full(n);
-    begin_turn();
+    if (Variant::kExtraRange) {
+      arena.values().wait_full(n);
+      clear_outside(arena.key(n), arena.visits()[n]);
+      clear_outside(arena.value(n), arena.visits()[n]);
+    }
+    turns.begin();
     wgmma_fence();
     dot_async<kColumns, kHeadDim, QueryVectors, KeyVectors>(
-        s.at[0], QueryVectors(arena.base).k_major(64 * warpgroup()), arena.key(n).k_major());
+        s.at[0], QueryVectors(arena.base).k_major(64 * group), arena.key(n).k_major());
     wgmma_commit();
+    if (!kFirst) {
+      wgmma_wait<1>();
+      pin(sums.at[0]);
+      arena.keys().release(n - 1);
+    }
     arena.values().wait_full(n);
     dot_async<kColumns, kValueDim, GradVectors, ValueVectors>(
-        grads.at[0], GradVectors(arena.base + QueryVectors::kBytes).k_major(64 * warpgroup()),
-        arena.value(n).k_major());
+        grads.at[0], GradVectors(arena.base + QueryVectors::kBytes).k_major(64 * group), arena.value(n).k_major());
     wgmma_commit();
-    end_turn();
+    turns.end();
     wgmma_wait<1>();
     pin(s.at[0]);
-    pin(sums.at[0]);
-    if (!kFirst) arena.keys().release(n - 1);
     scores.softcap(s);
     const Capped<kColumns> capped(s);
     hide_masked(s, arena, n, scores.hidden());
@@ -67,13 +75,13 @@ struct Consumer {
     wgmma_commit();
   }
 
-  NB_DEVICE void visits(int total) {
+  NB_DEVICE void visits(unsigned total) {
     mbarrier_wait(arena.rows(), 0);
-    begin_turns();
-    visit<true>(0);
+    const Turns turns(group);
+    visit<true>(0, turns);
     // A visit of 64 columns at head size 128 issues 0 instructions: tests/golden/kernels.json.
-    for (int n = 1; n < total; ++n) visit<false>(n);
-    end_turns();
+    for (unsigned n = 1; n < total; ++n) visit<false>(n, turns);
+    turns.finish();
     wgmma_wait<0>();
     pin(sums.at[0]);
   }

@@ -12,6 +12,7 @@ struct Consumer {
   const MappedParams& m;
   const Arena& arena;
   const Block& block;
+  const int group;  // of the block's consumers
   Scores scores;
   bool negative;  // a negative scale: the largest product is the smallest score
   Softmax state;
@@ -20,7 +21,7 @@ struct Consumer {
   uint32_t weights[kColumns / 16][4];
 
   NB_DEVICE Consumer(const MappedParams& m, const Arena& arena, const Block& block)
-      : m(m), arena(arena), block(block), scores(m.p), negative(scores.factor < 0.f) {
+      : m(m), arena(arena), block(block), group(warpgroup()), scores(m.p), negative(scores.factor < 0.f) {
     const float sink = m.p.sink ? static_cast<const float*>(m.p.sink)[block.head] : -NB_INFINITY;
     state.begin(0, 0, sink);
     state.begin(0, 1, sink);
@@ -30,17 +31,18 @@ struct Consumer {
 
   // Starts the scores of visit n and, unless it is the first, the sums of the one before; ends with the weights of n.
   template <bool kFirst>
-  NB_DEVICE void visit(int n) {
+  NB_DEVICE void visit(unsigned n, const Turns& turns) {
     arena.keys().wait_full(n);
-    begin_turn();
+    if (!kFirst) clear(n - 1);
+    turns.begin();
     pin(s.at[0]);
     pin(out.at[0]);
     wgmma_fence();
     dot_async<kColumns, kHeadDim, QueryVectors, KeyVectors>(
-        s.at[0], QueryVectors(arena.base).k_major(64 * warpgroup()), arena.key(n).k_major());
+        s.at[0], QueryVectors(arena.base).k_major(64 * group), arena.key(n).k_major());
     wgmma_commit();
     if (!kFirst) add(n - 1);
-    end_turn();
+    turns.end();
     wgmma_wait<kFirst ? 0 : 1>();
     pin(s.at[0]);
     arena.keys().release(n);
@@ -59,21 +61,30 @@ struct Consumer {
     pack(weights, s.at[0]);
   }
 
+  // Before its values are added.
+  NB_DEVICE void clear(unsigned n) const {
+    if (!Variant::kExtraRange) return;
+    arena.values().wait_full(n);
+    clear_outside(arena.value(n), arena.visits()[n]);
+  }
+
   // Starts to add the values of visit n.
-  NB_DEVICE void add(int n) {
+  NB_DEVICE void add(unsigned n) {
     arena.values().wait_full(n);
     pin(weights);
     accumulate_async<kColumns / 16, kValueDim / 8, ValueVectors>(out.at[0], weights, arena.value(n).mn_major());
     wgmma_commit();
   }
 
-  NB_DEVICE void visits(int total) {
+  NB_DEVICE void visits(unsigned total) {
     mbarrier_wait(arena.rows(), 0);
-    begin_turns();
-    visit<true>(0);
+    const Turns turns(group);
+    visit<true>(0, turns);
     // A visit of 128 columns at head size 128 issues 0 instructions: tests/golden/kernels.json.
-    for (int n = 1; n < total; ++n) visit<false>(n);
-    end_turns();
+    for (unsigned n = 1; n < total; ++n) visit<false>(n, turns);
+    turns.finish();
+    clear(total - 1);
+    pin(out.at[0]);
     wgmma_fence();
     add(total - 1);
     wgmma_wait<0>();

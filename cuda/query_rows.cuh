@@ -21,8 +21,8 @@ struct QueryArena {
                        kVisits = kTraversal + Traversal<QueryTile>::kBytes, kMasks = kVisits + Visits::kBytes;
   static_assert(NB_SHARED_BYTES == kMasks + MaskTable<KeyTile>::kBytes, "nbattn/backends/cuda/tiles.py has drifted");
   unsigned char* base;
-  NB_DEVICE KeyVectors key(int n) const { return KeyVectors(base + kKeys + n % kStages * KeyVectors::kBytes); }
-  NB_DEVICE ValueVectors value(int n) const {
+  NB_DEVICE KeyVectors key(unsigned n) const { return KeyVectors(base + kKeys + n % kStages * KeyVectors::kBytes); }
+  NB_DEVICE ValueVectors value(unsigned n) const {
     return ValueVectors(base + kValues + n % kStages * ValueVectors::kBytes);
   }
   NB_DEVICE Stages keys() const { return Stages(base + kBarriers); }
@@ -85,9 +85,22 @@ NB_DEVICE void run_block(const MappedParams& m, const Arena& arena, int row_boxe
   }
 }
 
+// Zeros in place of extra keys or values outside extra_range: their memory may hold NaN, and 0 x NaN is NaN. Every
+// consumer calls it, outside of its turn.
+template <class Tile>
+NB_DEVICE void clear_outside(const Tile& tile, const StagedVisit& v) {
+  if constexpr (Variant::kExtraRange) {
+    if (!v.extra() || v.count[2] == Tile::kSize) return;
+    for (int i = v.count[2] * Tile::kChunks + threadIdx.x; i < Tile::kSize * Tile::kChunks; i += kConsumerThreads)
+      *reinterpret_cast<uint4*>(tile.chunk(i / Tile::kChunks, i % Tile::kChunks)) = uint4{0, 0, 0, 0};
+    fence_async();
+    wait_for_consumers();
+  }
+}
+
 // What masked pairs of a visit get; scores of the others stay.
 template <class Arena>
-NB_DEVICE void hide_masked(Fragment<kColumns>& s, const Arena& arena, int n, float hidden) {
+NB_DEVICE void hide_masked(Fragment<kColumns>& s, const Arena& arena, unsigned n, float hidden) {
   const StagedVisit& v = arena.visits()[n];
   if (!v.full()) apply_mask(s, MaskWords<QueryTile, KeyTile>(arena.traversal(), arena.masks(), v), hidden);
 }

@@ -50,6 +50,22 @@ HELD = ("queries", "first_key", "keys")  # what the tensors hold of an axis
 COUNTS = ("batch", "heads", "group", "extra", "rank", "packed", "slope_step", "grid_count")
 NUMBERS = struct.Struct(f"<{6 * len(STRIDES)}q2d{3 * len(AXIS)}i{3 * len(HELD)}i{len(COUNTS)}i")
 SIZE = 8 * len(POINTERS) + NUMBERS.size
+# The tensors with `Boxes`, in the order of `Mapped` (cuda/boxes.cuh), and the argument with them:
+# `Params`, the boxes, padding, then tensor maps.
+MAPPED = (
+    "query",
+    "grad_out",
+    "key",
+    "value",
+    "extra_key",
+    "extra_value",
+    "any_query",
+    "any_grad_out",
+)
+BOXES = struct.Struct("<12i")
+MAPS, MAP_BYTES = 24, 128
+FIRST_MAP = -(-(SIZE + len(MAPPED) * BOXES.size) // 64) * 64
+MAPPED_SIZE = FIRST_MAP + MAPS * MAP_BYTES
 FAR = 1 << 29  # an unlimited side: longer than every axis
 _RANK = 3  # axes of the kernels
 BORDERS: Mapping[str, int] = {"clip": 0, "shift": 1, "wrap": 2}
@@ -58,11 +74,14 @@ WRITES: Mapping[str, tuple[str, ...]] = {
     "nb_fwd_mma": ("out", "lse"),
     "nb_fwd_simt": ("out", "lse"),
     "nb_delta": ("delta",),
+    "nb_fwd_wgmma": ("out", "lse"),
     "nb_dq_mma": ("grad_query",),
     "nb_dq_simt": ("grad_query",),
+    "nb_dq_wgmma": ("grad_query",),
     "nb_dbias_simt": ("grad_relative_bias",),
     "nb_dkdv_mma": ("grad_key", "grad_value", "grad_extra_key", "grad_extra_value"),
     "nb_dkdv_simt": ("grad_key", "grad_value", "grad_extra_key", "grad_extra_value"),
+    "nb_dkdv_wgmma": ("grad_key", "grad_value", "grad_extra_key", "grad_extra_value"),
 }
 
 
@@ -85,6 +104,17 @@ def pack_numbers(
         counts: the fields of `COUNTS`.
     """
     return NUMBERS.pack(*strides, scale, softcap, *axes, *held, *counts)
+
+
+def pack_boxes(boxes: Mapping[str, Sequence[int]]) -> bytes:
+    """The bytes of the argument between the numbers and the tensor maps.
+
+    Args:
+        boxes: the fields of `Boxes`, by names of `MAPPED`; those of absent tensors are 0.
+    """
+    none = (0,) * 12
+    packed = b"".join(BOXES.pack(*boxes.get(name, none)) for name in MAPPED)
+    return packed.ljust(FIRST_MAP - SIZE, b"\0")
 
 
 def axis_numbers(axis: BoundAxis) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import islice, product
 from typing import NamedTuple
 
 from nbattn.kernels import layout
@@ -29,6 +29,8 @@ SPLIT = 128  # above this head size, two launches compute the gradients of keys 
 # with one where rows have two runs of keys. From the compile matrix, whose deep profile tries every
 # tile.
 _ACCUMULATORS = {"mma": (192, 184), "simt": (128, 128)}
+# The same by warpgroups: cuda/roles.cuh gives a thread of two 232 registers, of three 160.
+_OF_WARPGROUPS = {2: 208, 3: 112}
 _FEWER: Mapping[tuple[str, int, int, int], tuple[int, int, int]] = {
     ("fwd", 4, 2, 64): (176, 112, 80),
     ("fwd", 4, 2, 32): (192, 192, 136),
@@ -38,6 +40,7 @@ _FEWER: Mapping[tuple[str, int, int, int], tuple[int, int, int]] = {
     ("dkdv", 1, 1, 64): (184, 184, 184),
 }
 _LANES = 32  # threads of a warp
+_ORIGIN_BYTES = 4 * 40  # `BoxOrigin` of cuda/boxes.cuh, of four tensors
 _GRID_BYTES = -(-(layout.SIZE + 4) // 16) * 16  # `OnGrid` of cuda/block.cuh
 
 _Shapes = Mapping[int, Mapping[int, tuple[tuple[int, ...], ...]]]
@@ -60,6 +63,18 @@ _COLUMNS: _Shapes = {
         64: ((4, 4, 4), (1, 8, 8), (4, 2, 8), (2, 2, 16)),
     },
 }
+# Those of warpgroups, whose columns a tensor map copies as one box: no extent is over 256.
+_GROUP_ROWS: _Shapes = {
+    1: {128: ((128,),), 192: ((192,),)},
+    2: {128: ((8, 16), (16, 8), (4, 32)), 192: ((12, 16), (24, 8))},
+    3: {128: ((2, 8, 8), (4, 4, 8), (8, 4, 4)), 192: ((3, 8, 8),)},
+}
+_GROUP_COLUMNS: _Shapes = {
+    1: {64: ((64,),), 128: ((128,),)},
+    2: {64: ((8, 8), (4, 16), (16, 4)), 128: ((8, 16), (16, 8), (4, 32))},
+    3: {64: ((2, 4, 8), (4, 4, 4), (1, 8, 8)), 128: ((2, 8, 8), (4, 4, 8), (2, 4, 16))},
+}
+_GROUP, _GROUP_STAGES = 64, (4, 3, 2)  # rows of a warpgroup; stages, as many as fit
 # By instruction set: rows, warps, 16-row blocks per warp and stages of a block; then its numbers of
 # columns. Eight warps have the registers of one block only: in the gradients of keys, whose rows
 # are loaded from shared memory in every visit, half as many visits are worth that.
@@ -81,6 +96,7 @@ class Tiles:
         warps: warps of a block.
         row_blocks: 16-row blocks of a warp; 0 without tensor cores.
         stages: tiles of columns in shared memory at once; 0 without tensor cores.
+        warpgroups: those that compute 64 rows each, beside one that copies; 0 without any.
     """
 
     rows: Extents
@@ -88,6 +104,7 @@ class Tiles:
     warps: int = 4
     row_blocks: int = 0
     stages: int = 0
+    warpgroups: int = 0
 
     @property
     def row_count(self) -> int:
@@ -100,8 +117,15 @@ class Tiles:
         return math.prod(self.rows) * math.prod(self.columns)
 
     @property
+    def column_count(self) -> int:
+        """Columns of a tile."""
+        return math.prod(self.columns)
+
+    @property
     def instructions(self) -> str:
-        """The instruction set: "mma" with tensor cores, otherwise "simt"."""
+        """The instruction set: "wgmma" of warpgroups, "mma" of warps, "simt" of threads."""
+        if self.warpgroups:
+            return "wgmma"
         return "mma" if self.row_blocks else "simt"
 
 
@@ -153,7 +177,8 @@ def shared_bytes(kernel: str, tiles: Tiles, build: Build) -> int:
     if not tiles.row_blocks:
         return traversal + _simt_bytes(tiles, build)
     visits, masks = 32 * 48, 16 * (sum(tiles.columns) + RANK)  # cuda/visits.cuh, cuda/mask.cuh
-    return traversal + visits + masks + _mma_bytes(kernel, tiles, build)
+    vectors = _wgmma_bytes if tiles.warpgroups else _mma_bytes
+    return traversal + visits + masks + vectors(kernel, tiles, build)
 
 
 def _simt_bytes(tiles: Tiles, build: Build) -> int:
@@ -169,11 +194,21 @@ def _mma_bytes(kernel: str, tiles: Tiles, build: Build) -> int:
     """The vectors of the tile of rows, and of the tiles of columns of all stages. The forward
     reuses the memory of its queries for its output; delta and logsumexp are loaded for dK/dV only.
     """
-    rows, columns = math.prod(tiles.rows), math.prod(tiles.columns)
+    rows, columns = tiles.row_count, tiles.column_count
     head, value = (2 * (-(-size // 16) * 16 + 8) for size in (build.head_dim, build.value_dim))
     row = max(head, value) if kernel == "fwd" else head + value
     stage = columns * (head + value + 8 * (kernel == "dkdv"))
     return rows * row + tiles.stages * stage
+
+
+def _wgmma_bytes(kernel: str, tiles: Tiles, build: Build) -> int:
+    """The same without padding, the barriers, two for each stage of either side's columns and one
+    for the rows, and where boxes begin.
+    """
+    head, value = 2 * build.head_dim, 2 * build.value_dim
+    row = max(head, value) if kernel == "fwd" else head + value
+    stage = tiles.column_count * (head + value + 8 * (kernel == "dkdv"))
+    return tiles.row_count * row + tiles.stages * (stage + 2 * 16) + 16 + _ORIGIN_BYTES
 
 
 def accumulators(kernel: str, tiles: Tiles, build: Build) -> int:
@@ -186,6 +221,8 @@ def accumulators(kernel: str, tiles: Tiles, build: Build) -> int:
         chunks = -(-d // _LANES) + -(-dv // _LANES) if both else -(-max(d, dv) // _LANES)
         chunks = 1 if kernel == TABLE else chunks
         return rows * chunks * registers
+    if tiles.warpgroups:
+        return _group_accumulators(kernel, columns, build)
     if kernel == "fwd":
         return tiles.row_blocks * (dv + columns) // 2
     kept = columns * (
@@ -196,16 +233,27 @@ def accumulators(kernel: str, tiles: Tiles, build: Build) -> int:
     return tiles.row_blocks * (sums + 2 * columns + kept) // 2
 
 
+def _group_accumulators(kernel: str, columns: int, build: Build) -> int:
+    """Of a warpgroup: sums and scores of 64 rows, and the weights as operands, two in a register.
+    The gradients have two scores of a pair.
+    """
+    d, dv = build.head_dim, build.value_dim
+    sums = {"fwd": dv, "dq": d, "dkdv": d + dv}[kernel]
+    return sums // 2 + columns * (1 + (kernel != "fwd")) // 2 + columns // 4
+
+
 def fits(kernel: str, tiles: Tiles, build: Build, memory: int) -> bool:
     """Whether registers and shared memory suffice for a block."""
+    if shared_bytes(kernel, tiles, build) > memory:
+        return False
+    if tiles.warpgroups:
+        narrow = tiles.warpgroups < 3 or max(build.head_dim, build.value_dim) <= _OF_THREE
+        return narrow and (accumulators(kernel, tiles, build) <= _OF_WARPGROUPS[tiles.warpgroups])
     options = any(build[3:])
     most = _ACCUMULATORS[tiles.instructions][options]
     case = (kernel, tiles.warps, tiles.row_blocks, math.prod(tiles.columns))
     fewer = _FEWER.get(case, (most, most, most))[build.table + (build.table and build.two_runs)]
-    return (
-        accumulators(kernel, tiles, build) <= min(most, fewer)
-        and shared_bytes(kernel, tiles, build) <= memory
-    )
+    return accumulators(kernel, tiles, build) <= min(most, fewer)
 
 
 @lru_cache(1024)
@@ -225,6 +273,8 @@ def legal_tiles(
     """
     axes = long or (RANK - 1,)
     column_axes = axes if long_columns is None else long_columns or (RANK - 1,)
+    if instructions == "wgmma":
+        return tuple(_of_warpgroups(kernel, axes, column_axes, build, memory))
     rows, columns = _ROWS[len(axes)], _COLUMNS[len(column_axes)]
     legal: list[Tiles] = []
     blocks = (*_BLOCKS[instructions], *_WIDE_BLOCKS.get((kernel, instructions), ()))
@@ -237,12 +287,26 @@ def legal_tiles(
     return tuple(legal)
 
 
+def _of_warpgroups(
+    kernel: str, axes: tuple[int, ...], column_axes: tuple[int, ...], build: Build, memory: int
+) -> Iterator[Tiles]:
+    """Tiles of warpgroups, each with as many stages as fit."""
+    rows, columns = _GROUP_ROWS[len(axes)], _GROUP_COLUMNS[len(column_axes)]
+    for count, width in product(rows, columns):
+        groups = count // _GROUP
+        for row, column in product(rows[count], columns[width]):
+            extents = placed(row, axes), placed(column, column_axes)
+            staged = (Tiles(*extents, 4 * (groups + 1), 1, n, groups) for n in _GROUP_STAGES)
+            fitting = (tiles for tiles in staged if fits(kernel, tiles, build, memory))
+            yield from islice(fitting, 1)
+
+
 def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool) -> Variant:
     """A kernel with the constants that it is compiled with.
 
     Args:
         grads: one of `grads_of`.
-        vector: whether 16-byte copies are legal; only tensor-core kernels use them.
+        vector: whether 16-byte copies are legal; only kernels of "mma" have others.
     """
     query, key = tiles.rows, tiles.columns
     if kernel == "dkdv":
@@ -264,7 +328,8 @@ def variant(kernel: str, tiles: Tiles, build: Build, *, grads: int, vector: bool
     constants |= {"NB_GRIDS": 1} if build.grids else {}
     if tiles.row_blocks:
         constants |= {"NB_WARPS": tiles.warps, "NB_ROW_BLOCKS": tiles.row_blocks}
-        constants |= {"NB_STAGES": tiles.stages, "NB_VECTOR": int(vector)}
+        constants |= {"NB_STAGES": tiles.stages}
+        constants |= {} if tiles.warpgroups else {"NB_VECTOR": int(vector)}
     name = f"{kernel}_{tiles.instructions}"
     return Variant(
         f"{name}.cu",
