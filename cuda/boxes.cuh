@@ -34,12 +34,23 @@ struct BoxOrigin {
   // Copies the box that begins at these class coordinates.
   template <class Tile>
   NB_DEVICE void load(const Tile& to, Mbarrier* barrier, const int (&start)[3]) const {
+    load(to, barrier, start, inner, outer);
+  }
+  // The same of a later head.
+  template <class Tile>
+  NB_DEVICE void load(const Tile& to, Mbarrier* barrier, const int (&start)[3], int more, const Boxes& boxes) const {
+    load(to, barrier, start, inner + more * boxes.head_inner, outer + more * boxes.head_outer);
+  }
+
+ private:
+  template <class Tile>
+  NB_DEVICE void load(const Tile& to, Mbarrier* barrier, const int (&start)[3], int from, int of) const {
     mbarrier_arrive_expect(barrier, Tile::kBytes);
 #pragma unroll
     for (int b = 0; b < Tile::kBoxes; ++b)
       tma_load(to.box(b), map, barrier,
-               {inner + b * Tile::kAtom, base[2] + step[2] * start[2], base[1] + step[1] * start[1],
-                base[0] + step[0] * start[0], outer});
+               {from + b * Tile::kAtom, base[2] + step[2] * start[2], base[1] + step[1] * start[1],
+                base[0] + step[0] * start[0], of});
   }
 };
 constexpr int kOriginBytes = 4 * sizeof(BoxOrigin);

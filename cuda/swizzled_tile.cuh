@@ -10,6 +10,7 @@ namespace nb {
 // an address are xored with bits 7 to 9 (of rows of 64 bytes 4 to 5 with 7 to 8, of 32 bytes 4 with 7).
 template <int kVectors, int kChannels>
 struct SwizzledTile {
+  static constexpr int kSize = kVectors, kChunks = kChannels / 8;
   static constexpr int kAtom = kChannels % 64 == 0 ? 64 : kChannels % 32 == 0 ? 32 : 16, kRow = 2 * kAtom;
   static constexpr int kBoxes = kChannels / kAtom, kBoxBytes = kVectors * kRow, kBytes = kBoxes * kBoxBytes;
   static constexpr int kAlignment = 8 * kRow;
@@ -21,9 +22,9 @@ struct SwizzledTile {
 
   // Chunk c, 8 channels, of a vector.
   NB_DEVICE Element* chunk(int vector, int c) const {
-    constexpr int kChunks = kAtom / 8;
-    const int moved = c % kChunks ^ (vector / (8 / kChunks)) % kChunks;
-    return reinterpret_cast<Element*>(at + (c / kChunks * kBoxBytes + vector * kRow + moved * 16));
+    constexpr int kOfBox = kAtom / 8;
+    const int moved = c % kOfBox ^ (vector / (8 / kOfBox)) % kOfBox;
+    return reinterpret_cast<Element*>(at + (c / kOfBox * kBoxBytes + vector * kRow + moved * 16));
   }
 
   // Descriptors: 16 channels from 16 k on of the vectors from `first` on, whose channels are summed; all channels of

@@ -15,8 +15,10 @@ import torch
 from oracle import bias_entries, distances
 from torch import Tensor
 
+from emulator import mapped
 from nbattn import Axis, Mask
 from nbattn.kernels import layout
+from nbattn.kernels.tensor_maps import TensorMap
 from nbattn.kernels.variant import Variant
 
 Tensors = dict[str, Tensor]
@@ -40,7 +42,14 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Launcher(Protocol):
-    def launch(self, variant: Variant, blocks: int, tensors: Tensors, numbers: bytes) -> None: ...
+    def launch(
+        self,
+        variant: Variant,
+        blocks: int,
+        tensors: Tensors,
+        numbers: bytes,
+        maps: tuple[TensorMap, ...] = (),
+    ) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -53,13 +62,15 @@ class Problem:
         vector: whether the kernels may copy 16 bytes at a time (mma).
         grads: the gradients that dK/dV computes: 1 grad_value, 2 grad_key, 3 both.
         packed: query heads that are rows of the same tile in the forward: its first axis.
-        layout: the inputs' layout: "plain", "packed" (views of one tensor), "channels" (step 2) or
-            "far" (a key's batch stride exceeds 32 bits).
+        layout: the inputs' layout: "plain", "packed" (views of one tensor), "channels" (step 2),
+            "heads" (`[B, H, *space, D]`) or "far" (a key's batch stride exceeds 32 bits).
         extra_ranges: of the extra keys, for each sample.
         table: whether there is a table of relative positions.
         louder: is added to its entries.
         slopes: dimensions of ALiBi's slopes, 1 or 2; 0 for none.
         parts: blocks of a head in the kernel of the table's gradient.
+        ways: how tensor maps say a dilation (wgmma): by the "steps" of a traversal, a map for each
+            of the "classes", or a "fold" of the last axis.
     """
 
     mask: Mask
@@ -90,6 +101,7 @@ class Problem:
     louder: float = 0.0
     slopes: int = 0
     parts: int = 2
+    ways: str = "steps"
     seed: int = field(default=0, repr=False)
 
     @property
@@ -142,6 +154,9 @@ def make(p: Problem) -> Tensors:
         "grad_out": normal(p.batch, *p.queries, p.heads, p.value_dim),
         "grad_lse": normal(p.batch, *p.queries, p.heads, dtype=p.accumulator).contiguous(),
     }
+    if p.layout == "heads":
+        for name in ("query", "key", "value", "grad_out"):
+            made[name] = made[name].movedim(-2, 1).contiguous().movedim(1, -2)
     if p.layout == "far":
         far = (2**31 + 16, *made["key"].stride()[1:])
         made["key"] = torch.empty_strided(made["key"].shape, far, dtype=p.dtype).copy_(made["key"])
@@ -194,9 +209,13 @@ def run(p: Problem, launcher: Launcher, kernel: str, known: Tensors) -> Tensors:
         like = {f"grad_{n}": known[n] for n in names}
     writes = {n: torch.empty(t.shape, dtype=t.dtype) for n, t in like.items()}
     reads = {n: known[n] for n in READS[kernel] if n in known}
-    launcher.launch(
-        variant(p, kernel), blocks(p, kernel), reads | writes, numbers(p, kernel, known)
-    )
+    given = reads | writes
+    if p.family == "wgmma" and kernel in ("fwd", "dq", "dkdv"):
+        maps, boxes = mapped.maps_of(p, kernel, given)
+        arguments = numbers(p, kernel, known) + boxes
+        launcher.launch(variant(p, kernel), blocks(p, kernel), given, arguments, maps)
+    else:
+        launcher.launch(variant(p, kernel), blocks(p, kernel), given, numbers(p, kernel, known))
     if kernel == "dbias":
         return {n: t.sum(0) for n, t in writes.items()}
     return writes
@@ -267,7 +286,7 @@ def variant(p: Problem, kernel: str) -> Variant:
     if by_keys:
         constants["NB_GRADS"] = p.grads
     if kernel == "delta":
-        constants["NB_VECTOR"] = int(p.vector and p.family == "mma")
+        constants["NB_VECTOR"] = int(p.vector and p.family != "simt")
         return Variant("delta.cu", "nb_delta", tuple(sorted(constants.items())), 128, 0)
     threads = 128
     if family == "mma":
@@ -279,6 +298,10 @@ def variant(p: Problem, kernel: str) -> Variant:
             "NB_STAGES": p.stages,
             "NB_VECTOR": int(p.vector),
         }
+    if family == "wgmma":
+        warps = math.prod(p.rows) // 16 + 4
+        threads = 32 * warps
+        constants |= {"NB_WARPS": warps, "NB_ROW_BLOCKS": 1, "NB_STAGES": p.stages}
     name = f"{kernel}_{family}"
     return Variant(
         f"{name}.cu", f"nb_{name}", tuple(sorted(constants.items())), threads, _shared(p, kernel)
@@ -292,6 +315,14 @@ def _shared(p: Problem, kernel: str) -> int:
     if family == "simt":
         return traversal + 8 * (3 * rows + 96) + (2 * rows + 32) * 33 * p.accumulator.itemsize
 
+    visits, masks = 32 * 48, 16 * (sum(column_tile) + 3)
+    if family == "wgmma":
+        both = (p.head_dim + p.value_dim) * 2
+        own = rows * (max(p.head_dim, p.value_dim) * 2 if kernel == "fwd" else both)
+        stage = columns * (both + (8 if kernel == "dkdv" else 0))
+        barriers, origins = 32 * p.stages + 16, 4 * 40
+        return own + p.stages * stage + barriers + origins + traversal + visits + masks
+
     def vectors(count: int, channels: int) -> int:
         return count * (-(-channels // 16) * 16 + 8) * 2
 
@@ -301,7 +332,6 @@ def _shared(p: Problem, kernel: str) -> int:
         "dq": vectors(rows, p.head_dim) + vectors(rows, p.value_dim),
         "dkdv": vectors(rows, p.head_dim) + vectors(rows, p.value_dim),
     }[kernel]
-    visits, masks = 32 * 48, 16 * (sum(column_tile) + 3)
     return (
         traversal
         + visits

@@ -2,6 +2,7 @@
 
 A visit is one iteration of the main loop. nvdisasm's text becomes a graph of basic blocks; the main
 loop is the largest strongly connected part with HMMAs, and a path goes from its entry back to it.
+In kernels for warpgroups HGMMAs stand for HMMAs, and the path is that of a consumer.
 
 * Interior: the cheapest path with the whole number of HMMAs and of copies (LDGSTS) of the tile,
   both known in closed form. Inner loops go round as often as these numbers need.
@@ -29,6 +30,7 @@ from typing import NamedTuple
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "HMMA": ("HMMA",),
+    "HGMMA": ("HGMMA",),
     "LDSM": ("LDSM",),
     "LDS": ("LDS", "STS"),
     "LDGSTS": ("LDGSTS",),
@@ -66,7 +68,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "SHFL": ("SHFL",),
     "branch": (
         *("BRA", "BRX", "JMP", "BSSY", "BSYNC", "BREAK", "WARPSYNC", "BAR", "DEPBAR", "LDGDEPBAR"),
-        *("EXIT", "CALL", "RET", "VOTE", "NOP", "SYNCS", "ARRIVES", "ELECT"),
+        *("EXIT", "CALL", "RET", "VOTE", "NOP", "SYNCS", "ARRIVES", "ELECT", "WARPGROUP"),
     ),
 }
 OTHER = "other"  # uniform instructions, constants, conversions, special registers, global memory
@@ -86,13 +88,15 @@ State = tuple[int, Done]  # a block, and what was done before it
 
 class Need(NamedTuple):
     """What one visit of a thread executes, in closed form: HMMAs, copies (None where their
-    number is not known), scores, and accumulators of the output (0 if nothing is rescaled).
+    number is not known), scores, and accumulators of the output (0 if nothing is rescaled);
+    `product` is the name of what counts as an HMMA.
     """
 
     hmma: int
     copies: int | None
     scores: int
     output: int
+    product: str = "HMMA"
 
 
 @dataclass(frozen=True)
@@ -195,11 +199,11 @@ def _jumps(lines: list[str], at: int) -> list[str]:
     return []
 
 
-def main_loop(blocks: list[Block]) -> tuple[set[int], int]:
+def main_loop(blocks: list[Block], product: str = "HMMA") -> tuple[set[int], int]:
     """The numbers of the main loop's blocks, and of its entry."""
-    loops = [loop for loop in _loops(blocks) if _count(blocks, loop, "HMMA")]
+    loops = [loop for loop in _loops(blocks) if _count(blocks, loop, product)]
     if not loops:
-        raise ValueError("no loop with HMMAs")
+        raise ValueError(f"no loop with {product}s")
     loop = max(loops, key=len)
     entries = [n for block in blocks if block.number not in loop for n in block.after if n in loop]
     return loop, min(entries)
@@ -246,10 +250,10 @@ def visit(text: str, need: Need) -> Visit:
         text: nvdisasm's.
         need: what a visit executes.
     """
-    loop = Loop(graph(text))
+    loop = Loop(graph(text), need.product)
     interior = loop.path(need, lambda block: 0, 0)
     if interior is None:
-        text = f"no path with {need.hmma} HMMAs and {need.copies} copies"
+        text = f"no path with {need.hmma} {need.product}s and {need.copies} copies"
         raise ValueError(f"{text}; there are {loop.totals(3 * need.hmma, 3 * (need.copies or 0))}")
     hidden = sum(map(selects, interior.blocks)) + need.scores
     masked = loop.path(need, selects, hidden)
@@ -273,9 +277,9 @@ def multiplies(block: Block) -> int:
 class Loop:
     """The main loop's graph."""
 
-    def __init__(self, blocks: list[Block]) -> None:
-        self.blocks = blocks
-        self.loop, self.entry = main_loop(blocks)
+    def __init__(self, blocks: list[Block], product: str = "HMMA") -> None:
+        self.blocks, self.product = blocks, product
+        self.loop, self.entry = main_loop(blocks, product)
         self.after = {n: tuple(x for x in blocks[n].after if x in self.loop) for n in self.loop}
 
     def path(self, need: Need, count: Callable[[Block], int], least: int) -> Path | None:
@@ -315,7 +319,7 @@ class Loop:
         while todo:
             at, had, copied = todo.pop()
             names = self.blocks[at].names
-            one, two = had + names["HMMA"], copied + names["LDGSTS"]
+            one, two = had + names[self.product], copied + names["LDGSTS"]
             if one > hmma or two > copies:
                 continue
             for n in self.after[at]:
@@ -329,7 +333,7 @@ class Loop:
     def _gain(self, number: int, count: Callable[[Block], int]) -> Done:
         block = self.blocks[number]
         names = block.names
-        return names["HMMA"], names["LDGSTS"], count(block)
+        return names[self.product], names["LDGSTS"], count(block)
 
     def _walk(self, come: Mapping[State, State], last: State) -> Path:
         numbers = [last[0]]
@@ -353,6 +357,15 @@ def need_of(kernel: str, constants: Mapping[str, int]) -> Need:
         for side in ("QUERY", "KEY")
     )
     columns = queries if kernel == "dkdv" else keys
+    output = 8 * value * (kernel == "fwd")
+    if "NB_VECTOR" not in constants:  # for warpgroups: products are 16 channels or 16 columns deep
+        steps = columns // 16
+        hgmma = {
+            "fwd": head + steps,
+            "dq": head + value + steps,
+            "dkdv": head + value + 2 * steps,
+        }[kernel]
+        return Need(hgmma, None, columns // 2, output, "HGMMA")
     blocks, threads = constants["NB_ROW_BLOCKS"], 32 * constants["NB_WARPS"]
     products = {
         "fwd": head + value,
@@ -370,7 +383,7 @@ def need_of(kernel: str, constants: Mapping[str, int]) -> Need:
         hmma=blocks * columns // 8 * products,
         copies=copies if constants["NB_VECTOR"] else None,
         scores=blocks * columns // 2,
-        output=8 * blocks * value if kernel == "fwd" else 0,
+        output=blocks * output,
     )
 
 
