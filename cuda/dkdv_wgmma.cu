@@ -126,7 +126,7 @@ struct Consumer {
     value_sums.clear();
   }
 
-  // Starts both products of visit n while the sums of the one before run; ends with its own sums running.
+  // Starts the scores of visit n while the sums of the one before run; ends with its own sums running.
   template <bool kFirst>
   NB_DEVICE void visit(unsigned n, const Turns& turns) {
     Fragment<kColumns> s, grads;
@@ -136,6 +136,13 @@ struct Consumer {
     dot_async<kColumns, kHeadDim, KeyVectors, QueryVectors>(s.at[0], arena.key().k_major(64 * group),
                                                             arena.query(n).k_major());
     wgmma_commit();
+    if (!kFirst) {
+      wgmma_wait<1>();
+      pin(key_sums.at[0]);
+      pin(value_sums.at[0]);
+      arena.queries().release(n - 1);
+      arena.grads().release(n - 1);
+    }
     arena.grads().wait_full(n);
     dot_async<kColumns, kValueDim, ValueVectors, GradVectors>(grads.at[0], arena.value().k_major(64 * group),
                                                               arena.grad_out(n).k_major());
@@ -143,12 +150,6 @@ struct Consumer {
     turns.end();
     wgmma_wait<1>();
     pin(s.at[0]);
-    pin(key_sums.at[0]);
-    pin(value_sums.at[0]);
-    if (!kFirst) {
-      arena.queries().release(n - 1);
-      arena.grads().release(n - 1);
-    }
     scores.softcap(s);
     const Capped<kColumns> capped(s);
     const StagedVisit& v = arena.visits()[n];

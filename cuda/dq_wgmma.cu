@@ -34,7 +34,7 @@ struct Consumer {
     sums.clear();
   }
 
-  // Starts both products of visit n while the sums of the one before run; ends with its own sums running.
+  // Starts the scores of visit n while the sums of the one before run; ends with its own sums running.
   template <bool kFirst>
   NB_DEVICE void visit(unsigned n, const Turns& turns) {
     Fragment<kColumns> s, grads;
@@ -49,16 +49,18 @@ struct Consumer {
     dot_async<kColumns, kHeadDim, QueryVectors, KeyVectors>(
         s.at[0], QueryVectors(arena.base).k_major(64 * group), arena.key(n).k_major());
     wgmma_commit();
+    if (!kFirst) {
+      wgmma_wait<1>();
+      pin(sums.at[0]);
+      arena.keys().release(n - 1);
+    }
     arena.values().wait_full(n);
     dot_async<kColumns, kValueDim, GradVectors, ValueVectors>(
-        grads.at[0], GradVectors(arena.base + QueryVectors::kBytes).k_major(64 * group),
-        arena.value(n).k_major());
+        grads.at[0], GradVectors(arena.base + QueryVectors::kBytes).k_major(64 * group), arena.value(n).k_major());
     wgmma_commit();
     turns.end();
     wgmma_wait<1>();
     pin(s.at[0]);
-    pin(sums.at[0]);
-    if (!kFirst) arena.keys().release(n - 1);
     scores.softcap(s);
     const Capped<kColumns> capped(s);
     hide_masked(s, arena, n, scores.hidden());

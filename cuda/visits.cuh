@@ -20,7 +20,7 @@ struct Visits {
   static constexpr int kBatch = 16, kRing = 2 * kBatch, kBytes = kRing * 48;
   StagedVisit* ring;
   NB_DEVICE explicit Visits(unsigned char* at) : ring(reinterpret_cast<StagedVisit*>(at)) {}
-  NB_DEVICE const StagedVisit& operator[](int n) const { return ring[n % kRing]; }
+  NB_DEVICE const StagedVisit& operator[](unsigned n) const { return ring[n % kRing]; }
 
   // Computes the visits from n on if n is the first of a batch; fill(staged, n) sets one. They can be read after the
   // next barrier.
