@@ -72,6 +72,7 @@ DEVICES: Synonyms = {
 STRATEGIES: Synonyms = {
     "tile": ("tiles",),
     "mma": ("tensor-cores", "tensor-core", "wmma"),
+    "wgmma": ("gmma", "tma", "hopper", "warpgroup", "warpgroups"),
     "mask": ("dense-mask", "attn-mask", "matrix"),
     "causal": ("is-causal",),
     "pad": ("padding",),
@@ -216,7 +217,7 @@ def _plain(name: str) -> str:
 
 _GPU = ("gpu", "cuda", "nvidia", "accelerator")  # no certain one
 # Similar to "cpu" or "mma", and something else.
-_OTHER = ("tpu", "npu", "hpu", "ipu", "wgmma", "umma", "tma", "tcgen05")
+_OTHER = ("tpu", "npu", "hpu", "ipu", "umma", "tcgen05")
 _CAPABILITY = re.compile(r"(sm|compute|cc)?[-_ ]?(\d{1,3})(?:\.(\d))?[af]?")
 
 

@@ -166,7 +166,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="cuda",
         backends=(Backend(name="cuda"),),
-        strategies=("window", "mma", "simt"),
+        strategies=("window", "mma", "simt", "wgmma"),
         packages=("cupy",),
         missing="nbattn.kernels.launch:missing",  # CuPy runs kernels with NVRTC only
         has_tiles=True,

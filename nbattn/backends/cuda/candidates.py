@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nbattn.backends.cuda import choice, costs
+from nbattn.backends.cuda import choice, costs, group_limits
 from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.choice import Pass
@@ -30,6 +30,8 @@ def candidates(request: Request, axes: Axes) -> list[Candidate]:
 def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
     """One call by the kernels of an instruction set, with the tiles that cost least."""
     reasons = cuda.reasons(instructions, request.needs, farthest(request, axes))
+    if instructions == "wgmma":
+        reasons += group_limits.of_maps(request, axes)
     build = Build(
         request.dtype,
         request.head_dim,

@@ -1,5 +1,5 @@
-"""Chooses the tiles of a CUDA kernel: of all that fit the device, those that `pipes.py` finds to be
-the fastest.
+"""Chooses the tiles of a CUDA kernel: of all that fit the device, those that `pipes.py` or
+`group_pipes.py` finds to be the fastest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from nbattn import geometry
 from nbattn.axis import Axis
-from nbattn.backends.cuda import meaning, pipes
+from nbattn.backends.cuda import group_pipes, meaning, pipes
 from nbattn.backends.cuda.pipes import Machine
 from nbattn.backends.cuda.tiles import TABLE, Build, Tiles, legal_tiles
 from nbattn.geometry import Axes, BoundAxis
@@ -50,7 +50,8 @@ def of_request(
     machine = pipes.machine(request.device, request.dtype, meaning.memory(request.needs))
     together = request.heads // request.kv_heads
     group = together if kernel == "dkdv" else 1
-    packed = together if kernel == "fwd" and _packs(request, axes) else 1
+    packs = kernel == "fwd" and instructions != "wgmma" and _packs(request, axes)
+    packed = together if packs else 1
     heads = request.batch * request.heads // group // packed
     return ranked(
         kernel,
@@ -156,6 +157,9 @@ def _no_larger(legal: tuple[Tiles, ...], lengths: tuple[int, ...]) -> list[Tiles
         for tiles in fewer
         if all(rows < 2 * length for rows, length in zip(tiles.rows, lengths, strict=True))
     ]
+    if not fewer and legal:  # of warpgroups, whose least tiles have more rows
+        least = min(tiles.row_count for tiles in legal)
+        return [tiles for tiles in legal if tiles.row_count == least]
     return inside or fewer
 
 
@@ -175,7 +179,8 @@ def _seconds(
     useful: so many visits are masked.
     """
     masked = min(1.0, 2 - 2 * useful / max(one.pairs, 1))
-    return pipes.seconds(
+    model = group_pipes if one.tiles.warpgroups else pipes
+    return model.seconds(
         kernel,
         one.tiles,
         build,

@@ -1,7 +1,8 @@
 """What the project's CUDA kernels (`cuda/`) compute: any mask in one call, tile by tile.
 
-There are kernels with tensor cores ("mma": half precision) and without ("simt": any dtype). Nothing
-here has run on a GPU yet; the tests run the kernels in an emulator and compare them with the mask.
+There are kernels with tensor cores ("mma": half precision; "wgmma": on sm_90, by tensor maps) and
+without ("simt": any dtype). Nothing here has run on a GPU yet; the tests run the kernels in an
+emulator and compare them with the mask.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nbattn import biases
+from nbattn.backends.cuda import group_limits
+from nbattn.backends.cuda.group_limits import HALVES
 from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.geometry import Axes, Ints
 from nbattn.mask import Mask
@@ -36,13 +39,12 @@ CUDA = Limits(
     alibi_slopes=True,
 )
 PACKAGE = "cupy"  # installed together with NVRTC
-INSTRUCTIONS = ("mma", "simt")
+INSTRUCTIONS = ("mma", "simt", "wgmma")
 GRID = (1 << 31) - 1  # the largest number of blocks in a launch
 TABLE = 1 << 22  # the most entries of a head's table (cuda/bias.cuh)
 _OLDEST = {"mma": 80, "simt": 75}  # compute capabilities
 _HEADS = {"mma": (16, 256), "simt": (1, 512)}  # smallest and largest head size
 _HEAD_STEP = 8  # tensor-core kernels need head sizes in steps of 16 bytes
-_HALVES = ("float16", "bfloat16")
 # Bytes of shared memory that a block can use, by capability.
 _MEMORY = {
     **dict.fromkeys((75,), 64 << 10),
@@ -64,14 +66,16 @@ def absent(needs: Needs) -> list[Reason]:
 
 def reasons(instructions: str, needs: Needs, axes: Axes) -> list[Reason]:
     """Every limit of an instruction set that a request exceeds."""
+    if instructions == "wgmma":
+        return group_limits.reasons(needs) + whole_axes(axes) + over_int32(axes)
     reasons: list[Reason] = []
     number = needs.device.capability
     if number is not None and number < _OLDEST[instructions]:
         reasons.append(
             Reason("device", f"needs sm_{_OLDEST[instructions]} or newer, not sm_{number}")
         )
-    if instructions == "mma" and needs.dtype not in _HALVES:
-        reasons.append(Reason("dtype", f"takes {', '.join(_HALVES)}, not {needs.dtype}"))
+    if instructions == "mma" and needs.dtype not in HALVES:
+        reasons.append(Reason("dtype", f"takes {', '.join(HALVES)}, not {needs.dtype}"))
     least, most = _HEADS[instructions]
     for name, size in (("head_dim", needs.head_dim), ("value_dim", needs.value_dim)):
         if not least <= size <= most:

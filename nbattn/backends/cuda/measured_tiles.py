@@ -25,9 +25,14 @@ def name(kernel: str, tiles: Tiles) -> str:
 
     >>> name("fwd", Tiles((1, 8, 8), (1, 4, 16), 4, 1, 2))
     'fwd 1x8x8/1x4x16 4w1b2s'
+    >>> name("fwd", Tiles((2, 8, 8), (2, 4, 8), 12, 1, 4, 2))
+    'fwd 2x8x8/2x4x8 2g4s'
     """
     rows, columns = ("x".join(map(str, extents)) for extents in (tiles.rows, tiles.columns))
-    return f"{kernel} {rows}/{columns} {tiles.warps}w{tiles.row_blocks}b{tiles.stages}s"
+    warps = f"{tiles.warps}w{tiles.row_blocks}b"
+    if tiles.warpgroups:
+        warps = f"{tiles.warpgroups}g"
+    return f"{kernel} {rows}/{columns} {warps}{tiles.stages}s"
 
 
 def ranked(

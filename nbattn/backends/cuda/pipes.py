@@ -84,6 +84,7 @@ class Machine(NamedTuple):
         multiprocessors: their number.
         clock: clocks per second.
         hmma: clocks of a scheduler for one m16n8k16 product.
+        peak: operations per clock of a multiprocessor with its own generation's tensor cores.
         rate: operations per clock of a multiprocessor without tensor cores.
         memory: bytes of shared memory of a multiprocessor.
     """
@@ -91,6 +92,7 @@ class Machine(NamedTuple):
     multiprocessors: int
     clock: float
     hmma: float
+    peak: float
     rate: float
     memory: int
 
@@ -133,6 +135,7 @@ def machine(device: DeviceInfo, dtype: str, memory: int) -> Machine:
         multiprocessors=count,
         clock=clock,
         hmma=4096 * SCHEDULERS * count * clock / (device.peak(dtype) * share),
+        peak=device.peak(dtype) / (count * clock),
         rate=device.peak(single) / (count * clock),
         memory=memory + RESERVED,
     )

@@ -247,8 +247,7 @@ def fits(kernel: str, tiles: Tiles, build: Build, memory: int) -> bool:
     if shared_bytes(kernel, tiles, build) > memory:
         return False
     if tiles.warpgroups:
-        narrow = tiles.warpgroups < 3 or max(build.head_dim, build.value_dim) <= _OF_THREE
-        return narrow and (accumulators(kernel, tiles, build) <= _OF_WARPGROUPS[tiles.warpgroups])
+        return accumulators(kernel, tiles, build) <= _OF_WARPGROUPS[tiles.warpgroups]
     options = any(build[3:])
     most = _ACCUMULATORS[tiles.instructions][options]
     case = (kernel, tiles.warps, tiles.row_blocks, math.prod(tiles.columns))
