@@ -212,9 +212,7 @@ def _encoded(tensor_map: TensorMap, tensor: _Guarded) -> bytes:
     if wrong:
         raise ValueError(f"no tensor map has this {', '.join(wrong)}: {m}, at {tensor.address:#x}")
     begin, steps = tensor.address + m.offset, (1, *m.steps[1:])
-    fields = _MAP.pack(
-        _MAP_MAGIC, begin, *m.strides, *m.sizes, *m.box, *steps, m.swizzle, item
-    )
+    fields = _MAP.pack(_MAP_MAGIC, begin, *m.strides, *m.sizes, *m.box, *steps, m.swizzle, item)
     return fields.ljust(layout.MAP_BYTES, b"\0")
 
 
