@@ -135,7 +135,7 @@ def operand_tensors(name: str, *shapes: tuple[int, int]) -> list[Tensor]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("swizzle", hopper.SWIZZLES)
-@pytest.mark.parametrize("columns", [64, 128])
+@pytest.mark.parametrize("columns", [32, 64, 128])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_products_of_shared_memory(dtype: str, columns: int, swizzle: int, mode: Mode, cases):
     a, b = operand_tensors(dtype, (64, 64), (columns, 64))
