@@ -130,8 +130,12 @@ TILES = [  # swizzles, descriptors, steps
     Bug("the last box is not copied", BOXES, "for (int b = 0; b < Tile::kBoxes; ++b)",
         "for (int b = 0; b < Tile::kBoxes - 1; ++b)", "fwd", "wide", "ELRC"),
     Bug("rows of another size over others' queries", FWD,
-        "    if (kHeadDim != kValueDim) wait_for_consumers();", "    if (false)"
-        " wait_for_consumers();", "fwd", "bigger", "RC"),
+        "    else wait_for_consumers();\n", "", "fwd", "bigger", "RC"),
+    Bug("rows over queries that another warp uses", FWD,
+        "    if (kHeadDim == kValueDim) wait_for_group(group);\n    else wait_for",
+        "    if (kHeadDim != kValueDim) wait_for", "fwd", "line", "C"),
+    Bug("rows over keys that another warp uses", DKDV, "    wait_for_group(group);", "", "dkdv",
+        "line", "C"),
 ]
 PLACES = [  # where boxes are
     Bug("residues are not folded", BOXES, "if (axis == 2) origin.inner += residue * b.fold;", "",
