@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from emulator.bug_table import Bug
 
 FWD, DQ, DKDV = "fwd_wgmma.cu", "dq_wgmma.cu", "dkdv_wgmma.cu"
@@ -204,8 +206,11 @@ RANGES = [  # extra keys outside extra_range
     Bug("others' part of what is cleared", ROWS, "    wait_for_consumers();\n", "", "fwd", "text",
         "RC"),
     Bug("the last extra values stay", FWD, "    clear(total - 1);\n", "", "fwd", "text", "ELRC"),
-    Bug("gradients of extra keys outside", DKDV, "clear_row(sums, 0, h);", "{}", "dkdv", "text",
+    Bug("gradients of extra keys outside, wgmma", DKDV, "clear_row(sums, 0, h);", "{}", "dkdv", "text",
         "ELRC"),
 ]
 # fmt: on
-BUGS = [*BARRIERS, *PRODUCTS, *TILES, *PLACES, *TURNS, *RANGES]
+BUGS = [
+    replace(bug, case=f"{bug.case}-wgmma")
+    for bug in (*BARRIERS, *PRODUCTS, *TILES, *PLACES, *TURNS, *RANGES)
+]

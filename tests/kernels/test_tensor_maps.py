@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nbattn.kernels import layout, tensor_maps
-from nbattn.kernels.tensor_maps import LaunchMaps, TensorBoxes, TensorMap, View
+from nbattn.kernels import tensor_maps
+from nbattn.kernels.tensor_maps import TensorBoxes, TensorMap, View
 
 Addresses = NDArray[np.int64]
 OUTSIDE = -1
