@@ -313,9 +313,9 @@ def refusal(shape: tuple[int, ...], strides: tuple[int, ...], *sizes: Any) -> st
         ((2, 4, 5, 3, 72), (4320, 1080, 216, 72, 1), "a box takes channels in steps of 16, not 72"),
         ((2, 4, 5, 3, 64), (7680, 1920, 384, 128, 2), "its channels are 2 elements apart"),
         ((2, 4, 5, 3, 64), (0, 960, 192, 64, 1), "its stride of 0 on the batch is not positive"),
-        ((2, 4, 5, 3, 64), (960, 0, 192, 64, 1), "its stride of 0 on the axis 1 is not positive"),
+        ((2, 4, 5, 3, 64), (960, 0, 192, 64, 1), "its stride of 0 on the axis 0 is not positive"),
         ((2, 4, 5, 3, 64), (1280, 320, 64, 0, 1), "its stride of 0 on the head is not positive"),
-        ((2, 4, 5, 3, 64), (4000, 1000, 196, 64, 1), "its axis 2 stride is 196 elements"),
+        ((2, 4, 5, 3, 64), (4000, 1000, 196, 64, 1), "its axis 1 stride is 196 elements"),
         ((2, 4, 5, 3, 64), (4000, 1000, 200, 66, 1), "its head stride is 66 elements"),
         ((2, 4, 5, 3, 64), (4004, 1000, 200, 64, 1), "its batch stride is 4004 elements"),
         (
@@ -353,9 +353,9 @@ def test_strides_of_dimensions_of_one_position_are_free():
 def test_refused_tiles_and_dilations():
     shape = (1, 40, 41, 2, 64)
     plain = View.contiguous(shape)
-    assert refusal(*plain, (1, 1, 257)) == ("value, axis 2: a box has up to 256 positions, not 257")
+    assert refusal(*plain, (1, 1, 257)) == ("value, axis 1: a box has up to 256 positions, not 257")
     assert refusal(*plain, (1, 4, 33), (1, 1, 25)) == (
-        "value, axis 2: the dilation 25 needs 25 maps, one for each residue class, and there are "
+        "value, axis 1: the dilation 25 needs 25 maps, one for each residue class, and there are "
         "24; boxes of 33 positions step over up to 7"
     )
     assert refusal(*plain, (1, 4, 8), (1, 9, 9)) == (
@@ -363,7 +363,7 @@ def test_refused_tiles_and_dilations():
     )
     apart = (1 << 39, 1 << 38, 128, 64, 1)
     assert refusal((1, 40, 10, 2, 64), apart, (1, 4, 8), (1, 9, 1)) == (
-        f"value, axis 1: a class has a stride of {9 << 39} bytes, not below {1 << 40}"
+        f"value, axis 0: a class has a stride of {9 << 39} bytes, not below {1 << 40}"
     )
 
 
@@ -455,7 +455,7 @@ def test_more_maps_than_there_are():
     assert len(found.maps) == 24
     reason = launched("fwd", (1, 25, 1), key=(1, 26, 4, 2, 64))
     assert isinstance(reason, str)
-    assert reason.startswith("key, axis 1: the dilation 25 needs 25 maps")
+    assert reason.startswith("key, axis 0: the dilation 25 needs 25 maps")
     reason = launched("fwd", extra_key=(2, 5, 2, 60))
     assert reason == "extra_key: a box takes channels in steps of 16, not 60 of them"
 
