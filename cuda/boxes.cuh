@@ -25,6 +25,11 @@ struct alignas(64) MappedParams {
 };
 static_assert(sizeof(Boxes) == 48 && sizeof(MappedParams) == 4032, "nbattn/kernels/layout.py has drifted");
 
+// The head and the sample of a block, in shared memory: registers are scarce.
+struct Place {
+  int head, sample;
+};
+
 // The boxes of one head in one sample, of one residue class. Those of a block are in shared memory: the warp that copies
 // has few registers.
 struct BoxOrigin {
@@ -57,12 +62,12 @@ constexpr int kOriginBytes = 4 * sizeof(BoxOrigin);
 
 // `to_position(axis)`: from class coordinates to positions.
 template <class ToPosition>
-NB_DEVICE BoxOrigin box_origin(const MappedParams& m, Mapped tensor, int sample, int head, const ToPosition& to_position) {
+NB_DEVICE BoxOrigin box_origin(const MappedParams& m, Mapped tensor, const Place& place, const ToPosition& to_position) {
   const Boxes& b = m.boxes[tensor];
   BoxOrigin origin;
   int number = b.first_map;
-  origin.inner = head * b.head_inner;
-  origin.outer = head * b.head_outer + sample * b.sample_outer;
+  origin.inner = place.head * b.head_inner;
+  origin.outer = place.head * b.head_outer + place.sample * b.sample_outer;
 #pragma unroll
   for (int axis = 0; axis < 3; ++axis) {
     AxisMap to = to_position(axis);
@@ -78,29 +83,29 @@ NB_DEVICE BoxOrigin box_origin(const MappedParams& m, Mapped tensor, int sample,
   origin.map = m.map + number;
   return origin;
 }
-NB_DEVICE BoxOrigin by_position(const MappedParams& m, Mapped tensor, int sample, int head) {
-  return box_origin(m, tensor, sample, head, [](int) { return AxisMap{0, 1}; });
+NB_DEVICE BoxOrigin by_position(const MappedParams& m, Mapped tensor, const Place& place) {
+  return box_origin(m, tensor, place, [](int) { return AxisMap{0, 1}; });
 }
 
 // Copies a tile's rows.
 template <class Tile, class Rows>
 NB_DEVICE void load_rows(const Tile& to, Mbarrier* barrier, const MappedParams& m, Mapped tensor,
-                         const Traversal<Rows>& traversal, int sample, int head) {
+                         const Traversal<Rows>& traversal, const Place& place) {
   const int first[3] = {traversal.axis[0].first, traversal.axis[1].first, traversal.axis[2].first};
-  box_origin(m, tensor, sample, head, [&](int axis) { return traversal.axis[axis].row; }).load(to, barrier, first);
+  box_origin(m, tensor, place, [&](int axis) { return traversal.axis[axis].row; }).load(to, barrier, first);
 }
 
 // Keys and values as columns, then the extra ones.
 template <class Rows>
 NB_DEVICE void key_origins(BoxOrigin* origin, const MappedParams& m, const Traversal<Rows>& traversal,
-                           const Block& block) {
-  const int head = block.head / m.p.group;
+                           const Place& query) {
+  const Place place = {query.head / m.p.group, query.sample};
   const auto columns = [&](int axis) { return traversal.axis[axis].column; };
-  origin[0] = box_origin(m, kKeyMap, block.sample, head, columns);
-  origin[1] = box_origin(m, kValueMap, block.sample, head, columns);
+  origin[0] = box_origin(m, kKeyMap, place, columns);
+  origin[1] = box_origin(m, kValueMap, place, columns);
   if (Variant::kExtra) {
-    origin[2] = by_position(m, kExtraKeyMap, block.sample, head);
-    origin[3] = by_position(m, kExtraValueMap, block.sample, head);
+    origin[2] = by_position(m, kExtraKeyMap, place);
+    origin[3] = by_position(m, kExtraValueMap, place);
   }
 }
 }  // namespace nb

@@ -35,6 +35,7 @@ struct Arena {  // the block's shared memory
   NB_DEVICE Stages queries() const { return Stages(base + kBarriers); }
   NB_DEVICE Stages grads() const { return Stages(base + kBarriers + Stages::kBytes); }
   NB_DEVICE Mbarrier* rows() const { return reinterpret_cast<Mbarrier*>(base + kBarriers + 2 * Stages::kBytes); }
+  NB_DEVICE Place& place() const { return *reinterpret_cast<Place*>(rows() + 1); }  // of keys
   NB_DEVICE BoxOrigin* origins() const { return reinterpret_cast<BoxOrigin*>(base + kOrigins); }
   NB_DEVICE Traversal<KeyTile>& traversal() const {
     return *reinterpret_cast<Traversal<KeyTile>*>(base + kTraversal);
@@ -43,15 +44,15 @@ struct Arena {  // the block's shared memory
   NB_DEVICE MaskTable<QueryTile> masks() const { return MaskTable<QueryTile>(base + kMasks); }
 };
 
-NB_DEVICE void copy_rows(const MappedParams& m, const Arena& arena, const Block& block) {
+NB_DEVICE void copy_rows(const MappedParams& m, const Arena& arena) {
   const auto& traversal = arena.traversal();
   if (Variant::kExtra && traversal.extra >= 0) {
     const int first[3] = {0, 0, traversal.extra};
-    by_position(m, kExtraKeyMap, block.sample, block.head).load(arena.key(), arena.rows(), first);
-    by_position(m, kExtraValueMap, block.sample, block.head).load(arena.value(), arena.rows(), first);
+    by_position(m, kExtraKeyMap, arena.place()).load(arena.key(), arena.rows(), first);
+    by_position(m, kExtraValueMap, arena.place()).load(arena.value(), arena.rows(), first);
   } else {
-    load_rows(arena.key(), arena.rows(), m, kKeyMap, traversal, block.sample, block.head);
-    load_rows(arena.value(), arena.rows(), m, kValueMap, traversal, block.sample, block.head);
+    load_rows(arena.key(), arena.rows(), m, kKeyMap, traversal, arena.place());
+    load_rows(arena.value(), arena.rows(), m, kValueMap, traversal, arena.place());
   }
 }
 
@@ -75,27 +76,28 @@ NB_DEVICE void copy_terms(const Params& p, const Arena& arena, const TokenSteps&
 }
 
 // Copies the queries, their output's gradients and their terms of all visits; one warp calls it.
-NB_DEVICE void copy_queries(const MappedParams& m, const Arena& arena, const Block& block, int total) {
+NB_DEVICE void copy_queries(const MappedParams& m, const Arena& arena, int total) {
   const Params& p = m.p;
   const auto& traversal = arena.traversal();
   const bool extra = Variant::kExtra && traversal.extra >= 0, copies = threadIdx.x % 32 == 0;
   const Mapped query = extra ? kAnyQueryMap : kQueryMap, grad_out = extra ? kAnyGradOutMap : kGradOutMap;
   const TokenSteps tokens = token_steps<false>(p);
+  const Place first = {arena.place().head * p.group, arena.place().sample};
   BoxOrigin* const origin = arena.origins();  // of the first query head
   if (copies) {
-    copy_rows(m, arena, block);
+    copy_rows(m, arena);
     const auto columns = [&](int axis) { return traversal.axis[axis].column; };
-    origin[0] = box_origin(m, query, block.sample, block.head * p.group, columns);
-    origin[1] = box_origin(m, grad_out, block.sample, block.head * p.group, columns);
+    origin[0] = box_origin(m, query, first, columns);
+    origin[1] = box_origin(m, grad_out, first, columns);
   }
   for (int n = 0; n < total; ++n) {
     stage_visits(arena.visits(), n, total, [&](StagedVisit& staged, int at) {
       const Visit v = visit<QueryTile>(traversal, at % traversal.total, {0, 0});
       set(staged, v);
       staged.head = at / traversal.total;
-      staged.terms = tokens.of(block.sample, block.head * p.group + staged.head,
-                               column_coord<QueryTile>(traversal, v, 0)) *
-                     static_cast<long long>(sizeof(RowTerms));
+      staged.terms =
+          tokens.of(first.sample, first.head + staged.head, column_coord<QueryTile>(traversal, v, 0)) *
+          static_cast<long long>(sizeof(RowTerms));
     });
     if (copies) {
       const StagedVisit& v = arena.visits()[n];
@@ -113,15 +115,14 @@ NB_DEVICE void copy_queries(const MappedParams& m, const Arena& arena, const Blo
 struct Consumer {
   const MappedParams& m;
   const Arena& arena;
-  const Block& block;
   const int group;  // of the block's consumers
   Scores scores;
   Fragment<kHeadDim> key_sums;
   Fragment<kValueDim> value_sums;
   uint32_t weights[kColumns / 16][4], products[kColumns / 16][4];  // products: their gradients
 
-  NB_DEVICE Consumer(const MappedParams& m, const Arena& arena, const Block& block)
-      : m(m), arena(arena), block(block), group(warpgroup()), scores(m.p) {
+  NB_DEVICE Consumer(const MappedParams& m, const Arena& arena)
+      : m(m), arena(arena), group(warpgroup()), scores(m.p) {
     key_sums.clear();
     value_sums.clear();
   }
@@ -187,8 +188,9 @@ struct Consumer {
   NB_DEVICE void write(const Tile& staging, Fragment<kChannels>& sums, float scale, void* grid, void* extra) const {
     const Params& p = m.p;
     const auto& traversal = arena.traversal();
+    const Place place = arena.place();
     if (Variant::kExtraRange && traversal.extra >= 0) {  // what is outside has weights; its gradients are 0
-      const Interval range = extra_keys(p, block.sample);
+      const Interval range = extra_keys(p, place.sample);
 #pragma unroll
       for (int h = 0; h < 2; ++h)
         if (!range.has(traversal.extra + row_of(0, h))) clear_row(sums, 0, h);
@@ -199,11 +201,11 @@ struct Consumer {
       if (Variant::kExtra && traversal.extra >= 0) {
         const int e = traversal.extra + row;
         if (e >= p.extra) return nullptr;
-        return static_cast<Element*>(extra) + extra_offset(p, block.sample, e, block.head, kChannels);
+        return static_cast<Element*>(extra) + extra_offset(p, place.sample, e, place.head, kChannels);
       }
       const Coord coord = row_coord(traversal, row);
       if (!coord.inside) return nullptr;
-      return static_cast<Element*>(grid) + steps.of(block.sample, block.head, coord) * kChannels;
+      return static_cast<Element*>(grid) + steps.of(place.sample, place.head, coord) * kChannels;
     });
   }
 
@@ -231,17 +233,18 @@ extern "C" __global__ void __launch_bounds__(32 * NB_WARPS, 1)
     arena.grads().init(32);  // each lane that copies terms
     mbarrier_init(arena.rows(), 2);
     mbarrier_init_fence();
+    arena.place() = {block.head, block.sample};
   }
   arena.masks().fill();
   __syncthreads();
   const int total = traversal.total * p.group;
   if (is_consumer()) {
     take_registers<kConsumerRegisters>();
-    Consumer c(m, arena, block);
+    Consumer c(m, arena);
     if (total) c.visits(total);
     c.epilogue();
   } else {
     give_registers<kProducerRegisters>();
-    if (threadIdx.x / 32 == 4 * kConsumers && total) copy_queries(m, arena, block, total);
+    if (threadIdx.x / 32 == 4 * kConsumers && total) copy_queries(m, arena, total);
   }
 }

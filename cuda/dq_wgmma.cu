@@ -8,29 +8,26 @@ namespace nb {
 using GradVectors = SwizzledTile<kRows, kValueDim>;
 using Arena = QueryArena<QueryVectors::kBytes + GradVectors::kBytes>;
 
-NB_DEVICE RowTerms terms_of(const Params& p, const Traversal<QueryTile>& traversal, const Block& block,
-                            const TokenSteps& steps, int row) {
+NB_DEVICE RowTerms terms_of(const Params& p, const Traversal<QueryTile>& traversal, const Place& place, int row) {
   const Coord coord = row_coord(traversal, row);
   if (!coord.inside) return {0.f, 0.f};
-  return static_cast<const RowTerms*>(p.delta)[steps.of(block.sample, block.head, coord)];
+  return static_cast<const RowTerms*>(p.delta)[token_steps<false>(p).of(place.sample, place.head, coord)];
 }
 
 // One warpgroup's 64 queries.
 struct Consumer {
   const MappedParams& m;
   const Arena& arena;
-  const Block& block;
   const int group;  // of the block's consumers
   Scores scores;
-  TokenSteps steps;
   RowTerms terms[2];
   Fragment<kHeadDim> sums;
   uint32_t products[kColumns / 16][4];  // their gradients
 
-  NB_DEVICE Consumer(const MappedParams& m, const Arena& arena, const Block& block)
-      : m(m), arena(arena), block(block), group(warpgroup()), scores(m.p), steps(token_steps<false>(m.p)) {
+  NB_DEVICE Consumer(const MappedParams& m, const Arena& arena)
+      : m(m), arena(arena), group(warpgroup()), scores(m.p) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) terms[h] = terms_of(m.p, arena.traversal(), block, steps, row_of(0, h));
+    for (int h = 0; h < 2; ++h) terms[h] = terms_of(m.p, arena.traversal(), arena.place(), row_of(0, h));
     sums.clear();
   }
 
@@ -88,10 +85,12 @@ struct Consumer {
 
   NB_DEVICE void epilogue() const {
     const float scale = static_cast<float>(m.p.scale), factor[2] = {scale, scale};
+    const TokenSteps steps = token_steps<false>(m.p);
+    const Place place = arena.place();
     write_rows<kHeadDim>(QueryVectors(arena.base), sums, factor, [&](int row) -> Element* {
       const Coord coord = row_coord(arena.traversal(), row);
       if (!coord.inside) return nullptr;
-      return static_cast<Element*>(m.p.grad_query) + steps.of(block.sample, block.head, coord) * kHeadDim;
+      return static_cast<Element*>(m.p.grad_query) + steps.of(place.sample, place.head, coord) * kHeadDim;
     });
   }
 };
@@ -104,14 +103,14 @@ extern "C" __global__ void __launch_bounds__(32 * NB_WARPS, 1)
   const Arena arena{shared};
   run_block(
       m, arena, 2,
-      [&](const Block& block) {
+      [&] {
         const auto& traversal = arena.traversal();
-        load_rows(QueryVectors(shared), arena.rows(), m, kQueryMap, traversal, block.sample, block.head);
-        load_rows(GradVectors(shared + QueryVectors::kBytes), arena.rows(), m, kGradOutMap, traversal, block.sample,
-                  block.head);
+        load_rows(QueryVectors(shared), arena.rows(), m, kQueryMap, traversal, arena.place());
+        load_rows(GradVectors(shared + QueryVectors::kBytes), arena.rows(), m, kGradOutMap, traversal,
+                  arena.place());
       },
-      [&](const Block& block, int total) {
-        Consumer c(m, arena, block);
+      [&](int total) {
+        Consumer c(m, arena);
         if (total) c.visits(total);
         c.epilogue();
       });

@@ -11,7 +11,6 @@ using Arena = QueryArena<kRows * (kHeadDim > kValueDim ? kHeadDim : kValueDim) *
 struct Consumer {
   const MappedParams& m;
   const Arena& arena;
-  const Block& block;
   const int group;  // of the block's consumers
   Scores scores;
   bool negative;  // a negative scale: the largest product is the smallest score
@@ -20,9 +19,9 @@ struct Consumer {
   Fragment<kValueDim> out;
   uint32_t weights[kColumns / 16][4];
 
-  NB_DEVICE Consumer(const MappedParams& m, const Arena& arena, const Block& block)
-      : m(m), arena(arena), block(block), group(warpgroup()), scores(m.p), negative(scores.factor < 0.f) {
-    const float sink = m.p.sink ? static_cast<const float*>(m.p.sink)[block.head] : -NB_INFINITY;
+  NB_DEVICE Consumer(const MappedParams& m, const Arena& arena)
+      : m(m), arena(arena), group(warpgroup()), scores(m.p), negative(scores.factor < 0.f) {
+    const float sink = m.p.sink ? static_cast<const float*>(m.p.sink)[arena.place().head] : -NB_INFINITY;
     state.begin(0, 0, sink);
     state.begin(0, 1, sink);
     scores.factor = fabsf(scores.factor);
@@ -94,6 +93,7 @@ struct Consumer {
   NB_DEVICE void epilogue() const {
     const Params& p = m.p;
     const TokenSteps steps = token_steps<false>(p);
+    const Place place = arena.place();
     float inverse[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -101,14 +101,14 @@ struct Consumer {
       inverse[h] = sum == 0.f ? 0.f : 1.f / sum;
       const Coord coord = row_coord(arena.traversal(), row_of(0, h));
       if (p.lse && coord.inside && threadIdx.x % 4 == 0)
-        static_cast<float*>(p.lse)[steps.of(block.sample, block.head, coord)] =
+        static_cast<float*>(p.lse)[steps.of(place.sample, place.head, coord)] =
             sum == 0.f ? -NB_INFINITY : (state.max[0][h] + log2f(sum)) * kLn2;
     }
     if (kHeadDim != kValueDim) wait_for_consumers();  // rows of another size are where another one's queries are
     write_rows<kValueDim>(OutputVectors(arena.base), out, inverse, [&](int row) -> Element* {
       const Coord coord = row_coord(arena.traversal(), row);
       if (!coord.inside) return nullptr;
-      return static_cast<Element*>(p.out) + steps.of(block.sample, block.head, coord) * kValueDim;
+      return static_cast<Element*>(p.out) + steps.of(place.sample, place.head, coord) * kValueDim;
     });
   }
 };
@@ -121,11 +121,11 @@ extern "C" __global__ void __launch_bounds__(32 * NB_WARPS, 1)
   const Arena arena{shared};
   run_block(
       m, arena, 1,
-      [&](const Block& block) {
-        load_rows(QueryVectors(shared), arena.rows(), m, kQueryMap, arena.traversal(), block.sample, block.head);
+      [&] {
+        load_rows(QueryVectors(shared), arena.rows(), m, kQueryMap, arena.traversal(), arena.place());
       },
-      [&](const Block& block, int total) {
-        Consumer c(m, arena, block);
+      [&](int total) {
+        Consumer c(m, arena);
         if (total) c.visits(total);
         c.epilogue();
       });

@@ -28,6 +28,7 @@ struct QueryArena {
   NB_DEVICE Stages keys() const { return Stages(base + kBarriers); }
   NB_DEVICE Stages values() const { return Stages(base + kBarriers + Stages::kBytes); }
   NB_DEVICE Mbarrier* rows() const { return reinterpret_cast<Mbarrier*>(base + kBarriers + 2 * Stages::kBytes); }
+  NB_DEVICE Place& place() const { return *reinterpret_cast<Place*>(rows() + 1); }
   NB_DEVICE BoxOrigin* origins() const { return reinterpret_cast<BoxOrigin*>(base + kOrigins); }
   NB_DEVICE Traversal<QueryTile>& traversal() const {
     return *reinterpret_cast<Traversal<QueryTile>*>(base + kTraversal);
@@ -38,14 +39,14 @@ struct QueryArena {
 
 // Copies the keys and values of all visits; one warp calls it.
 template <class Arena>
-NB_DEVICE void copy_keys(const MappedParams& m, const Arena& arena, const Block& block, int total) {
+NB_DEVICE void copy_keys(const MappedParams& m, const Arena& arena, int total) {
   const auto& traversal = arena.traversal();
   BoxOrigin* const origin = arena.origins();  // of keys and values, then of the extra ones
   const bool copies = threadIdx.x % 32 == 0;
-  if (copies) key_origins(origin, m, traversal, block);
+  if (copies) key_origins(origin, m, traversal, arena.place());
   for (int n = 0; n < total; ++n) {
     stage_visits(arena.visits(), n, total, [&](StagedVisit& staged, int at) {
-      set(staged, visit<KeyTile>(traversal, at, extra_keys(m.p, block.sample)));
+      set(staged, visit<KeyTile>(traversal, at, extra_keys(m.p, arena.place().sample)));
     });
     if (!copies) continue;
     const StagedVisit& v = arena.visits()[n];
@@ -56,7 +57,7 @@ NB_DEVICE void copy_keys(const MappedParams& m, const Arena& arena, const Block&
   }
 }
 
-// Runs a block: copy_rows by one thread, consume(block, total visits) by the consumers. `row_boxes`: what copy_rows
+// Runs a block: copy_rows by one thread, consume(total visits) by the consumers. `row_boxes`: what copy_rows
 // announces to the barrier of the rows.
 template <class Arena, class CopyRows, class Consume>
 NB_DEVICE void run_block(const MappedParams& m, const Arena& arena, int row_boxes, const CopyRows& copy_rows,
@@ -70,18 +71,19 @@ NB_DEVICE void run_block(const MappedParams& m, const Arena& arena, int row_boxe
     arena.values().init();
     mbarrier_init(arena.rows(), row_boxes);
     mbarrier_init_fence();
+    arena.place() = {block.head, block.sample};
   }
   arena.masks().fill();
   __syncthreads();
   const int total = arena.traversal().total + extra_tiles(extra_keys(p, block.sample), kColumns);
   if (is_consumer()) {
     take_registers<kConsumerRegisters>();
-    consume(block, total);
+    consume(total);
   } else {
     give_registers<kProducerRegisters>();
     if (threadIdx.x / 32 != 4 * kConsumers || total == 0) return;
-    if (threadIdx.x % 32 == 0) copy_rows(block);
-    copy_keys(m, arena, block, total);
+    if (threadIdx.x % 32 == 0) copy_rows();
+    copy_keys(m, arena, total);
   }
 }
 

@@ -31,7 +31,7 @@ def _candidate(request: Request, axes: Axes, instructions: str) -> Candidate:
     """One call by the kernels of an instruction set, with the tiles that cost least."""
     reasons = cuda.reasons(instructions, request.needs, farthest(request, axes))
     if instructions == "wgmma":
-        reasons += group_limits.of_maps(request, axes)
+        reasons += group_limits.of_request(request)
     build = Build(
         request.dtype,
         request.head_dim,
@@ -69,9 +69,7 @@ def _passes(
     for kernel in cuda_tiles.kernels(build, training=request.training):
         ranked = choice.of_request(kernel, instructions, request, axes, build)
         if not ranked:
-            memory = cuda.memory(request.needs)
-            text = f"no tile of head_dim {request.head_dim} and value_dim {request.value_dim} fits"
-            return [Reason("memory", f"{text} {memory} bytes of shared memory")]
+            return [_no_tile(kernel, instructions, request, axes, build)]
         chosen = ranked[0]
         if (blocks := choice.blocks(kernel, chosen, request)) > cuda.GRID:
             return [Reason("grid", f"{blocks} blocks are over the grid of {cuda.GRID}")]
@@ -81,3 +79,13 @@ def _passes(
     if request.training and (blocks := -(-rows // per_block)) > cuda.GRID:
         return [Reason("grid", f"{blocks} blocks are over the grid of {cuda.GRID}")]
     return passes
+
+
+def _no_tile(kernel: str, instructions: str, request: Request, axes: Axes, build: Build) -> Reason:
+    """Why no tile of a kernel can run a request."""
+    if fitting := choice.fitting(kernel, instructions, request, axes, build):
+        why = group_limits.unmapped(kernel, fitting[0].tiles, request, axes)
+        return Reason("layout", f"takes what tensor maps can say: {why}")
+    memory = cuda.memory(request.needs)
+    text = f"no tile of head_dim {request.head_dim} and value_dim {request.value_dim} fits"
+    return Reason("memory", f"{text} {memory} bytes of shared memory")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from nbattn import geometry
 from nbattn.axis import Axis
 from nbattn.backends.cuda import group_pipes, meaning, pipes
+from nbattn.backends.cuda.group_limits import unmapped
 from nbattn.backends.cuda.pipes import Machine
 from nbattn.backends.cuda.tiles import TABLE, Build, Tiles, legal_tiles
 from nbattn.geometry import Axes, BoundAxis
@@ -42,6 +43,16 @@ class Pass(NamedTuple):
 
 
 def of_request(
+    kernel: str, instructions: str, request: Request, axes: Axes, build: Build
+) -> list[Pass]:
+    """All tiles that can run a request, those with the shortest estimate first."""
+    found = fitting(kernel, instructions, request, axes, build)
+    if instructions == "wgmma":
+        return [one for one in found if not unmapped(kernel, one.tiles, request, axes)]
+    return found
+
+
+def fitting(
     kernel: str, instructions: str, request: Request, axes: Axes, build: Build
 ) -> list[Pass]:
     """All tiles that fit a request's device, those with the shortest estimate first."""

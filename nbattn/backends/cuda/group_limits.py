@@ -5,15 +5,23 @@ of warps ("mma").
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
 
+from nbattn.backends.cuda.tiles import Tiles
 from nbattn.geometry import Axes
+from nbattn.kernels import tensor_maps
+from nbattn.kernels.tensor_maps import View
 from nbattn.program.limits import Reason
 from nbattn.program.request import Needs, Request
+from nbattn.program.tile_counts import Extents, padded
 
 HALVES = ("float16", "bfloat16")
 SIZES = (64, 80, 96, 128, 192, 256)  # head sizes
 _TRAINING = 128  # the largest in training: gradients of wider ones do not fit registers
 _CAPABILITY = 90
+_FEW = 1 << 31  # elements
 _MAPS = 24  # kMaps of cuda/boxes.cuh
 _TENSORS = (
     4  # that have maps of each class in one launch: query, key, value, gradient of the output
@@ -54,27 +62,75 @@ def _of_features(needs: Needs) -> Iterator[Reason]:
             yield Reason(name, f"has no {name}: {why}")
 
 
-def of_maps(request: Request, axes: Axes) -> list[Reason]:
-    """The reasons against tensors that tensor maps cannot describe."""
+def of_request(request: Request) -> list[Reason]:
+    """The limits of what is known only of a request: packed grids, and tensors of any strides."""
     reasons: list[Reason] = []
     if request.grids is not None:
         reasons.append(Reason("grids", "has no packed grids: each would need its own tensor maps"))
     if request.layout == "strided":
-        text = "takes contiguous or packed query, key and value, of which there are tensor maps"
+        text = "takes contiguous or packed query, key and value: not all strides have tensor maps"
         reasons.append(Reason("layout", text))
-    if (maps := _maps(axes)) > _MAPS:
-        text = f"takes dilations of up to {_MAPS} tensor maps, not {maps}"
-        reasons.append(Reason("dilation", text))
     return reasons
 
 
-def _maps(axes: Axes) -> int:
-    """Tensor maps of a launch: one for each residue class, but for those of a last axis that the
-    dilation divides, and one of each other tensor.
+def unmapped(kernel: str, tiles: Tiles, request: Request, axes: Axes) -> str:
+    """Why the tensors of a request have no tensor maps for a kernel with these tiles; empty if they
+    have.
     """
-    classes = 1
-    for number, axis in enumerate(axes):
-        dilation, lengths = axis.spec.dilation, (axis.queries, axis.keys)
-        folds = number == len(axes) - 1 and not any(length % dilation for length in lengths)
-        classes *= 1 if folds else min(dilation, max(lengths))
-    return _TENSORS * classes + _TENSORS
+    dilations = [axis.spec.dilation for axis in padded(axes)]
+    if max(dilations) == 1 and _elements(request) < _FEW:  # all numbers of a map have room
+        return ""
+    # Without a dilation all extents are alike.
+    rows, columns = (
+        tuple(n if step > 1 else 1 for n, step in zip(extents, dilations, strict=True))
+        for extents in (tiles.rows, tiles.columns)
+    )
+    return _unmapped(kernel, rows, columns, tuple(dilations), _Shapes.of(request))
+
+
+def _elements(request: Request) -> int:
+    """Elements of the largest tensor, or more."""
+    queries = request.query_count * request.heads
+    keys = max(request.key_count, request.extra_keys) * request.kv_heads
+    return request.batch * max(queries, keys) * max(request.head_dim, request.value_dim)
+
+
+class _Shapes(NamedTuple):
+    """The shapes of a request's tensors."""
+
+    query: tuple[int, ...]
+    grad_out: tuple[int, ...]
+    key: tuple[int, ...]
+    value: tuple[int, ...]
+    extra_key: tuple[int, ...] = ()
+    extra_value: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, request: Request) -> _Shapes:
+        query, key = (
+            (request.batch, *space, heads)
+            for space, heads in (
+                (request.query_space, request.heads),
+                (request.key_space, request.kv_heads),
+            )
+        )
+        d, dv = request.head_dim, request.value_dim
+        shapes = cls((*query, d), (*query, dv), (*key, d), (*key, dv))
+        if not request.extra_keys:
+            return shapes
+        extra = (request.batch, request.extra_keys, request.kv_heads)
+        return shapes._replace(extra_key=(*extra, d), extra_value=(*extra, dv))
+
+
+@lru_cache(4096)
+def _unmapped(
+    kernel: str, rows: Extents, columns: Extents, dilations: Extents, shapes: _Shapes
+) -> str:
+    """The same of contiguous tensors; packed ones differ in strides only."""
+    views = {
+        name: View(shape, tuple(accumulate(shape[:0:-1], int.__mul__, initial=1))[::-1])
+        for name, shape in shapes._asdict().items()
+        if shape and (kernel != "fwd" or name != "grad_out")
+    }
+    found = tensor_maps.maps_of(kernel, views, rows, columns, dilations)
+    return found if isinstance(found, str) else ""

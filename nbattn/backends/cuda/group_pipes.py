@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from nbattn.backends.cuda import tiles as cuda_tiles
-from nbattn.backends.cuda.pipes import L2, MASK, MUFU, Machine
+from nbattn.backends.cuda.pipes import L2, MUFU, Machine
 from nbattn.backends.cuda.tiles import Build, Tiles
 from nbattn.program.costs import ITEMSIZE
 
@@ -22,26 +22,27 @@ ROW_BYTES, COLUMN_BYTES = 64 * 16 * 2, 16 * 2
 # What overlaps least: the share of the time of other pipes that adds to that of the busiest.
 # FlashAttention-3 (arXiv 2407.08608) publishes 648 TFLOP/s without a mask at 128 channels, of 989.
 EXPOSED = 0.6
-# Clocks of a block besides visits, a guess: those of `pipes.BLOCK`, and as many for tensor maps, the
+# Clocks of a block besides visits, a guess: those of `pipes.BLOCK`, and as many for tensor maps,
 # first copies, barriers and roles.
 BLOCK = 6000
 
 
 class Issued(NamedTuple):
-    """Instructions of one thread: per visit, per score, per accumulator of the output."""
+    """Instructions of one thread: per visit, per score, per accumulator of a sum."""
 
     visit: float
     score: float
     output: float
 
 
-# Guesses by the budget of a forward visit, 350 at 64 x 128 and 128 channels, until they are fitted
-# to compiled kernels; a masked score costs what `pipes.MASK` says.
+# Counted in the kernels that NVRTC 13.0.88 makes for sm_90a, products included.
 ISSUED: Mapping[str, Issued] = {
-    "fwd": Issued(100.0, 3.7, 0.2),
-    "dq": Issued(120.0, 4.5, 0.0),
-    "dkdv": Issued(150.0, 5.5, 0.0),
+    "fwd": Issued(77.0, 4.4, 0.8),
+    "dq": Issued(37.0, 4.7, 1.3),
+    "dkdv": Issued(52.0, 5.75, 0.5),
 }
+# In visits in which some pair is masked, besides.
+MASKED = Issued(75.0, 1.25, 0.0)
 
 
 def visit(
@@ -55,8 +56,9 @@ def visit(
     groups, columns = tiles.warpgroups, tiles.column_count
     scores = columns / 2  # of a thread: 64 rows have 128 threads
     cost = ISSUED[kernel]
-    issued = cost.visit + scores * (cost.score + masked * MASK.issued)
-    issued += cost.output * build.value_dim / 2
+    sums = _summed(kernel, build) / 2
+    issued = cost.visit + scores * cost.score + sums * cost.output
+    issued += masked * (MASKED.visit + scores * MASKED.score)
     exponents = MUFU * groups * scores  # of a scheduler, which has a warp of every warpgroup
     return {
         "tensor": 2 * tiles.area * cuda_tiles.products(kernel, build) / on.peak,
@@ -72,8 +74,14 @@ def _operands(kernel: str, columns: int, build: Build) -> int:
     """
     head, value = build.head_dim, build.value_dim
     scored = {"fwd": head}.get(kernel, head + value) // 16  # steps of 16 channels
-    summed = {"fwd": value, "dq": head}.get(kernel, head + value)
-    return scored * (ROW_BYTES + COLUMN_BYTES * columns) + columns // 16 * COLUMN_BYTES * summed
+    summed = columns // 16 * COLUMN_BYTES * _summed(kernel, build)
+    return scored * (ROW_BYTES + COLUMN_BYTES * columns) + summed
+
+
+def _summed(kernel: str, build: Build) -> int:
+    """Channels of a row's sums."""
+    head, value = build.head_dim, build.value_dim
+    return {"fwd": value, "dq": head}.get(kernel, head + value)
 
 
 def _copied(columns: int, build: Build) -> int:

@@ -29,8 +29,9 @@ SPLIT = 128  # above this head size, two launches compute the gradients of keys 
 # with one where rows have two runs of keys. From the compile matrix, whose deep profile tries every
 # tile.
 _ACCUMULATORS = {"mma": (192, 184), "simt": (128, 128)}
-# The same by warpgroups: cuda/roles.cuh gives a thread of two 232 registers, of three 160.
-_OF_WARPGROUPS = {2: 208, 3: 112}
+# The same by kernel and warpgroups: with more, compilers spill registers or let products wait for
+# each other (ptxas's C7512).
+_OF_WARPGROUPS = {"fwd": {2: 176, 3: 112}, "dq": {2: 200, 3: 128}, "dkdv": {2: 176, 3: 0}}
 _FEWER: Mapping[tuple[str, int, int, int], tuple[int, int, int]] = {
     ("fwd", 4, 2, 64): (176, 112, 80),
     ("fwd", 4, 2, 32): (192, 192, 136),
@@ -63,16 +64,21 @@ _COLUMNS: _Shapes = {
         64: ((4, 4, 4), (1, 8, 8), (4, 2, 8), (2, 2, 16)),
     },
 }
-# Those of warpgroups, whose columns a tensor map copies as one box: no extent is over 256.
+# Those of warpgroups, whose columns a tensor map copies as one box: no extent is over 256. Only the
+# gradients of keys, which have the most accumulators, need 32 columns.
 _GROUP_ROWS: _Shapes = {
     1: {128: ((128,),), 192: ((192,),)},
     2: {128: ((8, 16), (16, 8), (4, 32)), 192: ((12, 16), (24, 8))},
     3: {128: ((2, 8, 8), (4, 4, 8), (8, 4, 4)), 192: ((3, 8, 8),)},
 }
 _GROUP_COLUMNS: _Shapes = {
-    1: {64: ((64,),), 128: ((128,),)},
-    2: {64: ((8, 8), (4, 16), (16, 4)), 128: ((8, 16), (16, 8), (4, 32))},
-    3: {64: ((2, 4, 8), (4, 4, 4), (1, 8, 8)), 128: ((2, 8, 8), (4, 4, 8), (2, 4, 16))},
+    1: {32: ((32,),), 64: ((64,),), 128: ((128,),)},
+    2: {32: ((4, 8), (2, 16)), 64: ((8, 8), (4, 16), (16, 4)), 128: ((8, 16), (16, 8), (4, 32))},
+    3: {
+        32: ((2, 4, 4), (1, 4, 8)),
+        64: ((2, 4, 8), (4, 4, 4), (1, 8, 8), (2, 2, 16)),
+        128: ((2, 8, 8), (4, 4, 8), (2, 4, 16)),
+    },
 }
 _GROUP, _GROUP_STAGES = 64, (4, 3, 2)  # rows of a warpgroup; stages, as many as fit
 # By instruction set: rows, warps, 16-row blocks per warp and stages of a block; then its numbers of
@@ -247,7 +253,7 @@ def fits(kernel: str, tiles: Tiles, build: Build, memory: int) -> bool:
     if shared_bytes(kernel, tiles, build) > memory:
         return False
     if tiles.warpgroups:
-        return accumulators(kernel, tiles, build) <= _OF_WARPGROUPS[tiles.warpgroups]
+        return accumulators(kernel, tiles, build) <= _OF_WARPGROUPS[kernel][tiles.warpgroups]
     options = any(build[3:])
     most = _ACCUMULATORS[tiles.instructions][options]
     case = (kernel, tiles.warps, tiles.row_blocks, math.prod(tiles.columns))
@@ -291,7 +297,8 @@ def _of_warpgroups(
 ) -> Iterator[Tiles]:
     """Tiles of warpgroups, each with as many stages as fit."""
     rows, columns = _GROUP_ROWS[len(axes)], _GROUP_COLUMNS[len(column_axes)]
-    for count, width in product(rows, columns):
+    widths = [width for width in columns if width >= _GROUP or kernel == "dkdv"]
+    for count, width in product(rows, widths):
         groups = count // _GROUP
         for row, column in product(rows[count], columns[width]):
             extents = placed(row, axes), placed(column, column_axes)
