@@ -1,5 +1,5 @@
 """Tests of launches whose kernels read boxes by tensor maps: which maps a pass gives them, what is
-copied before, and what is refused. No kernel runs.
+copied before, and what is refused; and outputs of tensors of every layout, in the emulator.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from emulator import build
+from emulator.launcher import Launcher
 from torch import Tensor
 from work import lines
 
+import nbattn
 from nbattn import Axis, BackendError, Mask
 from nbattn.backends.cuda import run as cuda
 from nbattn.backends.cuda.meaning import CudaArguments
@@ -236,3 +239,49 @@ def test_a_forward_takes_few_lines_of_the_host() -> None:
     run()
     assert lines(run) <= LAUNCH
     assert len(taken.launches) == 2
+
+
+# Values
+
+VALUES: dict[str, tuple[Mask, tuple[int, ...], dict[str, Any]]] = {
+    "contiguous": (Mask(Axis(3, 3), Axis(2, 2)), (20, 24), {}),
+    "packed": (Mask(Axis(3, 3), Axis(2, 2)), (20, 24), {"layout": "packed"}),
+    "heads first": (Mask(Axis(3, 3), Axis(2, 2)), (20, 24), {"layout": "heads first"}),
+    "axes turned": (Mask(Axis(3, 3), Axis(2, 2, dilation=2)), (20, 24), {"layout": "turned"}),
+    "folded": (Mask(Axis(3, 3), Axis(2, 2, dilation=3)), (20, 24), {}),
+    "folded and packed": (Mask(Axis(3), Axis(2, 2, dilation=3)), (9, 24), {"layout": "packed"}),
+    "stepped": (Mask(Axis(3, 3, dilation=3), Axis(2, 2)), (20, 25), {}),
+    "by class": (Mask(Axis(2, 2, dilation=6), Axis(2, 2)), (52, 9), {}),
+    "extra keys beside classes": (Mask(Axis(3, 3, dilation=2), Axis(2, 2)), (20, 25), {"extra": 5}),
+}
+
+
+def laid_out(space: tuple[int, ...], layout: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Random queries, keys and values in views."""
+    shape = (2, *space, 3, 2, 64)
+    if layout == "packed":
+        query, key, value = torch.randn(shape).half().unbind(3)
+        return query, key, value
+    tensors = torch.randn(3, 2, *space, 2, 64).half().unbind(0)
+    order = {"heads first": (0, 3, 1, 2, 4), "turned": (0, 2, 1, 3, 4), "": (0, 1, 2, 3, 4)}[layout]
+    back = sorted(range(5), key=order.__getitem__)
+    query, key, value = (t.permute(order).contiguous().permute(back) for t in tensors)
+    return query, key, value
+
+
+@pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
+@pytest.mark.parametrize("name", VALUES)
+def test_outputs_of_every_layout_and_dilation(name: str, cases: Any) -> None:
+    mask, space, more = VALUES[name]
+    torch.manual_seed(0)
+    tensors = laid_out(space, more.get("layout", ""))
+    extra = torch.randn(2, 2, more.get("extra", 0), 2, 64).half().unbind(0)
+    named = dict(zip(("extra_key", "extra_value"), extra, strict=True)) if "extra" in more else {}
+    inputs = Inputs(*tensors, **named, scale=0.125)
+    out, _ = cuda.forward(program_of(mask, space), inputs, return_lse=False, launcher=Launcher())
+    exact = nbattn.attention(
+        *(t.double() for t in tensors), mask, backend="reference",
+        **{n: t.double() for n, t in named.items()},
+    )  # fmt: skip
+    torch.testing.assert_close(out.double(), exact, rtol=4e-3, atol=4e-3)
+    cases("cuda outputs by boxes", 1)
