@@ -4,90 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from tensor_layouts import DILATED, LAYOUTS, Addresses, axes_turned, contiguous, view_of
 
 from nbattn.errors import BackendError
 from nbattn.kernels import tensor_maps
 from nbattn.kernels.tensor_maps import LaunchMaps, TensorBoxes, TensorMap, View
 
-Addresses = NDArray[np.int64]
 OUTSIDE = -1
 PLAIN = (1, 1, 1)
-
-
-# Tensors [B, *space, H, D] whose elements are their own addresses, from that of the first on.
-
-
-def contiguous(batch: int, space: tuple[int, ...], heads: int, channels: int) -> Addresses:
-    shape = (batch, *space, heads, channels)
-    return np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
-
-
-def packed(batch: int, space: tuple[int, ...], heads: int, channels: int) -> Addresses:
-    return contiguous(batch, space, 3 * heads, channels)[..., heads : 2 * heads, :]
-
-
-def packed_by_head(batch: int, space: tuple[int, ...], heads: int, channels: int) -> Addresses:
-    return contiguous(batch, space, heads, 3 * channels)[..., channels : 2 * channels]
-
-
-def heads_first(batch: int, space: tuple[int, ...], heads: int, channels: int) -> Addresses:
-    return np.moveaxis(
-        contiguous(batch * heads, space, 1, channels)[..., 0, :].reshape(
-            batch, heads, *space, channels
-        ),
-        1,
-        -2,
-    )
-
-
-def heads_outermost(batch: int, space: tuple[int, ...], heads: int, channels: int) -> Addresses:
-    whole = contiguous(heads, (batch, *space), 1, channels)[..., 0, :]
-    return np.moveaxis(whole, 0, -2)
-
-
-def every_other_head(batch: int, space: tuple[int, ...], heads: int, channels: int) -> Addresses:
-    return contiguous(batch, space, 2 * heads + 1, channels)[..., 1::2, :]
-
-
-def cropped(batch: int, space: tuple[int, ...], heads: int, channels: int) -> Addresses:
-    larger = contiguous(batch + 1, tuple(n + 2 for n in space), heads, channels)
-    return larger[(slice(1, None), *(slice(1, -1),) * len(space))]
-
-
-def thinned(batch: int, space: tuple[int, ...], heads: int, channels: int) -> Addresses:
-    larger = contiguous(batch, tuple(2 * n for n in space), heads, channels)
-    return larger[(slice(None), *(slice(None, None, 2),) * len(space))]
-
-
-def axes_turned(batch: int, space: tuple[int, ...], heads: int, channels: int) -> Addresses:
-    axes = range(1, 1 + len(space))
-    return contiguous(batch, space[::-1], heads, channels).transpose(
-        0, *reversed(axes), len(space) + 1, len(space) + 2
-    )
-
-
-LAYOUTS: tuple[Callable[..., Addresses], ...] = (
-    contiguous,
-    packed,
-    packed_by_head,
-    heads_first,
-    heads_outermost,
-    every_other_head,
-    cropped,
-    thinned,
-    axes_turned,
-)
-
-
-def view_of(tensor: Addresses) -> View:
-    return View(tensor.shape, tuple(stride // tensor.itemsize for stride in tensor.strides))
 
 
 def made(tensor: Addresses, tile: tuple[int, ...], dilations: tuple[int, ...] = PLAIN):
@@ -226,27 +157,6 @@ def test_boxes_have_the_positions_of_the_tensor(make: Any, space: tuple[int, ...
     cases("boxes", check(make(1, space, 2, 128), tile))
 
 
-# space, dilations, tile: the ways of the axes 0, 1, 2 and the maps, with heads inside a token.
-DILATED = {
-    "folded": ((12,), (1, 1, 3), (1, 1, 4), "--f", 1),
-    "folded to one position": ((5, 12), (1, 1, 12), (1, 4, 2), "--f", 1),
-    "folded by a large one": ((4, 40), (1, 1, 20), (1, 2, 16), "--f", 1),
-    "stepped": ((13,), (1, 1, 3), (1, 1, 4), "--s", 1),
-    "stepped by the largest": ((3, 27), (1, 1, 8), (1, 1, 32), "--s", 1),
-    "stepped on the first axis": ((9, 8), (1, 2, 1), (1, 4, 8), "-s-", 1),
-    "by class": ((23,), (1, 1, 9), (1, 1, 8), "--c", 9),
-    "by class, as 33 * 8 > 256": ((27,), (1, 1, 8), (1, 1, 33), "--c", 8),
-    "by class, fewer positions than classes": ((2, 5), (1, 4, 90), (1, 2, 4), "-sc", 5),
-    "by class on two axes": ((11, 2, 10), (9, 1, 9), (2, 1, 2), "c-c", 81),
-    "all ways": ((12, 7, 6), (9, 5, 3), (2, 2, 4), "csf", 9),
-    "all stepped": ((5, 7, 9), (2, 3, 4), (2, 2, 2), "sss", 1),
-    "two axes by class": ((3, 5, 4), (9, 9, 1), (2, 2, 2), "cc-", 15),
-    "one position": ((1, 6), (1, 7, 2), (1, 2, 4), "-sf", 1),
-    "one position by class": ((1, 6), (1, 9, 2), (1, 2, 4), "-cf", 1),
-}
-CLASS_LIMIT = "by class on two axes"
-
-
 def ways(boxes: TensorBoxes) -> str:
     """The way of each axis: residues folded, steps, classes, or none."""
     *divide, fold = boxes.numbers[:4]
@@ -260,7 +170,7 @@ def ways(boxes: TensorBoxes) -> str:
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in DILATED if name != CLASS_LIMIT])
+@pytest.mark.parametrize("name", DILATED)
 @pytest.mark.parametrize("make", LAYOUTS)
 def test_boxes_of_one_residue_class_have_its_positions(make: Any, name: str, cases):
     space, dilations, tile, way, count = DILATED[name]
@@ -270,6 +180,27 @@ def test_boxes_of_one_residue_class_have_its_positions(make: Any, name: str, cas
     if make is not axes_turned:  # turned: residues are not inside a token
         assert (ways(found), len(found.maps)) == (way, count)
     cases("boxes", check(tensor, tile, dilations))
+
+
+def test_boxes_of_random_tensors(cases):
+    """What is refused needs too many maps."""
+    draw, taken = random.Random(0), 0
+    for _ in range(80):
+        rank = draw.randint(1, 3)
+        space = tuple(draw.randint(1, 14 if rank > 1 else 40) for _ in range(rank))
+        absent = (1,) * (3 - rank)
+        tile = (*absent, *(draw.choice((1, 2, 4, 8, 16)) for _ in range(rank)))
+        dilations = (*absent, *(draw.choice((1, 1, 2, 3, 5, 8, 9, 20)) for _ in range(rank)))
+        make, heads, channels = draw.choice(LAYOUTS), draw.randint(1, 3), draw.choice((16, 64, 80))
+        tensor = make(draw.randint(1, 3), space, heads, channels)
+        found = made(tensor, tile, dilations)
+        if isinstance(found, str):
+            assert "and there are 24" in found
+            assert math.prod(dilations) > 24
+        else:
+            taken += 1
+            cases("boxes", check(tensor, tile, dilations))
+    assert taken > 60
 
 
 def test_boxes_of_narrow_channels_have_the_largest_swizzle(cases):

@@ -27,7 +27,7 @@ from nbattn.kernels.tensor_maps import TensorMap, View, maps_of
 from nbattn.kernels.variant import Variant
 from nbattn.program.program import Call, Program, whole
 
-LAUNCH = 150  # lines of Python of a forward that is prepared
+LAUNCH = 100  # lines of Python of a forward that is prepared
 ROWS, COLUMNS = (1, 8, 16), (1, 8, 8)
 BOXES = 8 * len(layout.POINTERS) + layout.NUMBERS.size  # where they begin in the argument
 
