@@ -11,12 +11,13 @@ import importlib
 import importlib.util
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nbattn.errors import BackendError
-from nbattn.kernels import cubins, layout, nvrtc, toolkit
+from nbattn.kernels import cubins, layout, nvrtc, tensor_maps, toolkit
+from nbattn.kernels.tensor_maps import TensorMap
 from nbattn.kernels.variant import Variant
 from nbattn.packages import install_line
 
@@ -33,7 +34,12 @@ class Launcher(Protocol):
     """Runs a variant on tensors: `CuPyLauncher`, or the emulator's launcher in the tests."""
 
     def launch(
-        self, variant: Variant, blocks: int, tensors: Mapping[str, Tensor], numbers: bytes
+        self,
+        variant: Variant,
+        blocks: int,
+        tensors: Mapping[str, Tensor],
+        numbers: bytes,
+        maps: Sequence[TensorMap] = (),
     ) -> None:
         """Run a kernel.
 
@@ -41,7 +47,8 @@ class Launcher(Protocol):
             variant: the kernel with its constants, threads and shared memory.
             blocks: the blocks of the one-dimensional grid; 0 launches nothing.
             tensors: by their names in `layout.POINTERS`; absent ones are null pointers.
-            numbers: `layout.pack_numbers(...)`.
+            numbers: `layout.pack_numbers(...)`; with maps, `layout.pack_boxes(...)` after it.
+            maps: the kernel's tensor maps, of some of these tensors.
         """
         ...
 
@@ -86,11 +93,18 @@ class CuPyLauncher:
             self._driver: Any = importlib.import_module("cupy_backends.cuda.api.driver")
         except ImportError as error:
             raise BackendError(f"CuPy does not load: {error}", toolkit.FIX) from None
-        self._argument = _Argument(self._cupy.CPointer)
+        self._argument = _Argument(self._cupy.CPointer, layout.SIZE)
+        self._argument_with_maps = _Argument(self._cupy.CPointer, layout.MAPPED_SIZE)
+        self._names = {self._torch.float16: "float16", self._torch.bfloat16: "bfloat16"}
         self._functions: dict[tuple[int, Variant], Any] = {}
 
     def launch(
-        self, variant: Variant, blocks: int, tensors: Mapping[str, Tensor], numbers: bytes
+        self,
+        variant: Variant,
+        blocks: int,
+        tensors: Mapping[str, Tensor],
+        numbers: bytes,
+        maps: Sequence[TensorMap] = (),
     ) -> None:
         """Run a kernel on torch's current stream of the tensors' device.
 
@@ -99,16 +113,19 @@ class CuPyLauncher:
 
         Raises:
             BackendError: the kernel would have to be loaded while a CUDA graph is captured (the
-                capture stays usable); it does not compile, or the driver cannot load it.
+                capture stays usable); it does not compile, or the driver cannot load it or encode
+                its tensor maps.
         """
         if not blocks:
             return
         device = next(iter(tensors.values())).get_device()
         if device != self._torch._C._cuda_getDevice():
             with self._torch.cuda.device(device):
-                return self.launch(variant, blocks, tensors, numbers)
+                return self.launch(variant, blocks, tensors, numbers, maps)
         function = self._functions.get((device, variant)) or self._load(device, variant)
         argument = self._argument
+        if maps:
+            argument, numbers = self._argument_with_maps, numbers + self._encoded(maps, tensors)
         pointers = [0] * len(_PLACE)
         for name, tensor in tensors.items():
             pointers[_PLACE[name]] = tensor.data_ptr()
@@ -132,6 +149,15 @@ class CuPyLauncher:
         device = self._torch.cuda.current_device()
         if (device, variant) not in self._functions:
             self._load(device, variant)
+
+    def _encoded(self, maps: Sequence[TensorMap], tensors: Mapping[str, Tensor]) -> bytes:
+        """The bytes of all maps of an argument; those that it does not have are zeros."""
+        encoded: list[bytes] = []
+        for each in maps:
+            tensor = tensors[each.tensor]
+            name = self._names[tensor.dtype]
+            encoded.append(tensor_maps.encode(each, tensor.data_ptr(), name))
+        return b"".join(encoded).ljust(layout.MAPS * layout.MAP_BYTES, b"\0")
 
     def _load(self, device: int, variant: Variant) -> Any:
         """The CuPy function of a variant, loaded on the current device."""
@@ -178,9 +204,9 @@ class _Stream:
 class _Argument(threading.local):
     """The kernel argument of one thread: its bytes and CuPy's pointer to them."""
 
-    def __init__(self, pointer: Any) -> None:
-        self._memory = ctypes.create_string_buffer(layout.SIZE + _ALIGNMENT)
+    def __init__(self, pointer: Any, size: int) -> None:
+        self._memory = ctypes.create_string_buffer(size + _ALIGNMENT)
         start = -ctypes.addressof(self._memory) % _ALIGNMENT
-        self.buffer = memoryview(self._memory).cast("B")[start : start + layout.SIZE]
+        self.buffer = memoryview(self._memory).cast("B")[start : start + size]
         self.packed = (pointer(ctypes.addressof(self._memory) + start),)
         self.stream = _Stream()

@@ -63,6 +63,12 @@ class View(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
+    @classmethod
+    def contiguous(cls, shape: tuple[int, ...]) -> View:
+        """The view of a contiguous tensor."""
+        steps = accumulate(reversed(shape[1:]), lambda step, size: step * size, initial=1)
+        return cls(shape, tuple(reversed(list(steps))))
+
 
 class TensorBoxes(NamedTuple):
     """The maps of one tensor, and the fields of `Boxes` in cuda/boxes.cuh with first_map = 0."""
@@ -278,11 +284,8 @@ def maps_of(
         return ""
 
     for tensor, view in views.items():
-        if tensor in tiles:
-            reason = add(tensor, tensor, boxes_of(tensor, view, tiles[tensor], dilations))
-        else:
-            reason = add(tensor, tensor, boxes_of(tensor, view, extra))
-        if reason:
+        sizes = (tiles[tensor], dilations) if tensor in tiles else (extra, _PLAIN)
+        if reason := add(tensor, tensor, boxes_of(tensor, view, *sizes)):
             return reason
     # Extra keys as rows visit all queries, by position.
     for tensor in ("query", "grad_out") if kernel == "dkdv" and "extra_key" in views else ():

@@ -3,6 +3,8 @@
 #include "emulator.h"
 
 namespace nb {
+inline uint32_t shared_address(const void* pointer) { return emulator::shared_address(pointer); }
+
 inline void ldmatrix_x4(uint32_t (&fragment)[4], const void* row, emulator::Site site = {}) {
   emulator::ldmatrix(fragment, 4, false, row, site);
 }

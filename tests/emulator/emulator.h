@@ -35,6 +35,21 @@ void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, bool bfloat16,
 void cp_async(void* shared, const void* global, int bytes, bool valid, Site);
 void cp_async_commit();
 void cp_async_wait(int groups);
+uint32_t shared_address(const void* shared);
+void stmatrix(void* row, const uint32_t* fragment, Site);
+void mbarrier_init(void* barrier, int arrivals, Site);
+void mbarrier_init_fence();
+void mbarrier_arrive(void* barrier, int expected_bytes, Site);
+void mbarrier_arrive_after_copies(void* barrier, Site);
+void mbarrier_wait(void* barrier, int parity, Site);
+void tma_load(void* shared, const void* map, void* barrier, const int* at, Site);
+void fence_async();
+void named_barrier(int number, int threads, bool waits, Site);
+void change_registers(int count, bool take, Site);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int groups, Site);
+void wgmma(float* d, int columns, bool more, bool bfloat16, const uint32_t* a, uint64_t a_descriptor, uint64_t b, Site);
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 template <class T>

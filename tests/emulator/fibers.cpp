@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <numeric>
 #include <random>
+#include "clocks.h"
 #include "runtime.h"
 
 // Saves the callee-saved registers, stores the stack pointer in *from, and continues where `to` stopped.
@@ -66,20 +67,40 @@ Fiber* next_ready() {
 // Switches from this fiber to the next one that is ready, or to the scheduler.
 void leave() {
   Fiber& from = self();
-  Fiber* const to = next_ready();
+  if (launch->seed && has_work() && !random_below(16)) end_some_work();
+  Fiber* to = next_ready();
+  while (!to && end_some_work()) to = next_ready();
   launch->switches++;
   if (to == &from) return;
   current = to;
   emulator_switch(&from.stack_pointer, to ? to->stack_pointer : scheduler);
 }
 
+void check_thread_end(const Fiber& fiber) {
+  if (!launch->check) return;
+  for (const Copy& copy : fiber.copies)
+    if (copy.arrivals == fiber.copy_arrivals)  // no mbarrier waits for it, either
+      fail("thread %d ends without waiting for cp.async at %s", fiber.number, place_text(copy.place).of);
+  check_products_end(fiber);
+}
+
+void check_block_end() {
+  check_mbarriers_end();
+  if (launch->check) check_roles_end();
+}
+
+template <class Params>
+void call() {
+  reinterpret_cast<void (*)(Params)>(const_cast<void*>(launch->kernel))(*static_cast<const Params*>(launch->params));
+}
+
 void fiber_main() {
-  launch->kernel(*launch->params);
+  if (launch->mapped) call<MappedParams>();
+  else call<nb::Params>();
   Fiber& fiber = self();
-  if (!fiber.copies.empty() && launch->check)
-    fail("thread %d ends without waiting for cp.async at %s", fiber.number, place_text(fiber.copies[0].place).of);
+  check_thread_end(fiber);
   fiber.done = true;
-  ++finished;
+  if (++finished == launch->threads) check_block_end();
   leave();
 }
 
@@ -90,6 +111,7 @@ void start_fiber(int number) {
   fiber.number = number;
   fiber.warp = number / 32;
   fiber.lane = number % 32;
+  fiber.registers = registers_at_start();
   const size_t stagger = number * 1088 % 16384;  // otherwise all threads' frames share one set of the cache
   void** top = reinterpret_cast<void**>(stacks + (number + 1) * kStack - stagger);
   *--top = nullptr;  // a call leaves the stack pointer 8 below a multiple of 16
@@ -144,6 +166,9 @@ void run_block(int block) {
   block_index = {static_cast<unsigned>(block), 0, 0};
   arrivals = finished = 0;
   forget_meetings();
+  forget_mbarriers();
+  forget_products();
+  forget_roles();
   ready_head = ready_count = 0;
   operation = nullptr;
   begin_block();
@@ -174,7 +199,7 @@ void syncthreads(Site site) {
     fail("a barrier is met in different places: %s:%d and %s:%d", barrier.file, barrier.line, site.file, site.line);
   if (++arrivals < launch->threads) return wait_for("__syncthreads", site);
   arrivals = 0;
-  barrier_passed();
+  all_threads_meet();
   for (Fiber& other : fibers)
     if (&other != current) wake(other);
 }
@@ -197,7 +222,7 @@ bool in_stacks(const void* address) {
 Text place_text(const void* code) {
   Dl_info kernel, found;
   Text text = {"an unknown place"};
-  if (!dladdr(reinterpret_cast<void*>(launch->kernel), &kernel)) return text;
+  if (!dladdr(launch->kernel, &kernel)) return text;
   if (!dladdr(code, &found) || found.dli_fbase != kernel.dli_fbase) code = operation;
   if (!code) return text;
   std::snprintf(text.of, sizeof text.of, "<+%tx>",
@@ -218,6 +243,7 @@ extern "C" int emulator_run(emulator::Launch* launch) {
   ready.assign(launch->threads, 0);
   make_stacks(launch->threads);
   open_shared(launch->shared_bytes);
+  if (launch->check) begin_clocks(launch->threads);
   std::vector<int> order(launch->blocks);
   std::iota(order.begin(), order.end(), 0);
   if (launch->seed) std::shuffle(order.begin(), order.end(), generator);

@@ -11,8 +11,8 @@ import re
 import struct
 import subprocess
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from emulator import build
 from nbattn.kernels import layout
+from nbattn.kernels.tensor_maps import TensorMap
 from nbattn.kernels.variant import Variant
 
 Mode = Literal["eager", "lazy", "random", "check"]
@@ -30,6 +31,10 @@ _COPIES: dict[Mode, int] = {"eager": 0, "lazy": 1, "random": 2, "check": 1}  # e
 MODES = tuple(_COPIES)
 _ONE_AT_A_TIME = threading.Lock()  # the emulator has one state
 _OWN = {path.name for path in build.HERE.glob("*.h")}
+# `Map` of tensor_maps.cpp, in place of the driver's encoding.
+_MAP = struct.Struct("<QQ4q5I5I5Iii")
+_ALIGNMENT = 64  # of the kernels' argument
+_MAP_MAGIC = 0x70616D726F736E74
 _PLACE = re.compile(r"<\+([0-9a-f]+)>")
 
 
@@ -51,7 +56,7 @@ class _Buffer(ctypes.Structure):
 class _Launch(ctypes.Structure):
     _fields_ = [
         ("kernel", ctypes.c_void_p),
-        ("params", ctypes.c_char_p),
+        ("params", ctypes.c_void_p),
         ("buffers", ctypes.POINTER(_Buffer)),
         ("buffer_count", ctypes.c_int),
         ("blocks", ctypes.c_int),
@@ -59,11 +64,13 @@ class _Launch(ctypes.Structure):
         ("shared_bytes", ctypes.c_int),
         ("copies", ctypes.c_int),
         ("check", ctypes.c_int),
+        ("mapped", ctypes.c_int),
         ("seconds", ctypes.c_int),
         ("seed", ctypes.c_uint),
         ("error", ctypes.c_char * 1500),
         *((name, ctypes.c_uint64) for name in ("switches", "mma", "matrices", "bank_ways")),
         *((name, ctypes.c_uint64) for name in ("copied_bytes", "shared_accesses")),
+        *((name, ctypes.c_uint64) for name in ("wgmma", "boxes", "box_bytes")),
     ]
 
 
@@ -76,6 +83,9 @@ class Counts:
         matrices: matrices of 8x8 elements loaded by `ldmatrix`.
         bank_ways: passes over shared memory for these matrices; one each without bank conflicts.
         copied_bytes: bytes copied by `cp.async`, without zeros.
+        wgmma: `wgmma.mma_async` instructions, counted once per warpgroup.
+        boxes: boxes copied by tensor maps.
+        box_bytes: their bytes, with zeros.
     """
 
     launches: int = 0
@@ -84,12 +94,15 @@ class Counts:
     matrices: int = 0
     bank_ways: int = 0
     copied_bytes: int = 0
+    wgmma: int = 0
+    boxes: int = 0
+    box_bytes: int = 0
 
     def add(self, launch: _Launch) -> None:
         """Add the counters of one launch."""
         self.launches += 1
-        for name in ("blocks", "mma", "matrices", "bank_ways", "copied_bytes"):
-            setattr(self, name, getattr(self, name) + getattr(launch, name))
+        for each in fields(self)[1:]:
+            setattr(self, each.name, getattr(self, each.name) + getattr(launch, each.name))
 
 
 @dataclass
@@ -97,9 +110,10 @@ class Launcher:
     """Implements `nbattn.kernels.launch.Launcher` on a CPU.
 
     Args:
-        mode: when `cp.async` writes its bytes: at once ("eager"), at the wait ("lazy") or at either
-            by chance ("random", which also shuffles the order of threads and blocks). "check" is
-            lazy and checks every access: slower, but faults have file and line.
+        mode: when asynchronous work is done: copies, boxes and products at once ("eager"), as late
+            as waits allow ("lazy") or at either by chance ("random", which also shuffles the order
+            of threads and blocks). "check" is lazy and checks every access: slower, but faults have
+            file and line.
         seed: the seed of "random".
         seconds: CPU time after which a launch is stopped.
         folder: the folder of the kernels' sources.
@@ -116,9 +130,17 @@ class Launcher:
         build.kernel(variant, checked=self.mode == "check", folder=self.folder)
 
     def launch(
-        self, variant: Variant, blocks: int, tensors: Mapping[str, Tensor], numbers: bytes
+        self,
+        variant: Variant,
+        blocks: int,
+        tensors: Mapping[str, Tensor],
+        numbers: bytes,
+        maps: Sequence[TensorMap] = (),
     ) -> None:
         """Run one kernel to its end.
+
+        Args:
+            maps: the kernel's tensor maps, of some of these tensors.
 
         Raises:
             KernelError: the emulator found a mistake.
@@ -131,9 +153,19 @@ class Launcher:
             try:
                 guarded = {n: _Guarded(runtime, n, t, n in writes) for n, t in tensors.items()}
                 addresses = [guarded[n].address if n in guarded else 0 for n in layout.POINTERS]
+                argument = struct.pack(f"<{len(addresses)}Q", *addresses) + numbers
+                mapped = bool(maps) or variant.entry.endswith("_wgmma")
+                if mapped:
+                    assert len(argument) == layout.FIRST_MAP, (len(argument), layout.FIRST_MAP)
+                    argument += b"".join(_encoded(m, guarded[m.tensor]) for m in maps)
+                    argument = argument.ljust(layout.MAPPED_SIZE, b"\0")
+                memory = ctypes.create_string_buffer(len(argument) + _ALIGNMENT)
+                params = ctypes.addressof(memory) + -ctypes.addressof(memory) % _ALIGNMENT
+                ctypes.memmove(params, argument, len(argument))
                 launch = _Launch(
                     kernel=ctypes.cast(library[variant.entry], ctypes.c_void_p),
-                    params=struct.pack(f"<{len(addresses)}Q", *addresses) + numbers,
+                    params=params,
+                    mapped=mapped,
                     buffers=(_Buffer * len(guarded))(*(g.buffer for g in guarded.values())),
                     buffer_count=len(guarded),
                     blocks=blocks,
@@ -154,6 +186,34 @@ class Launcher:
                         guarded[name].copy_back(tensors[name])
             finally:
                 runtime.emulator_free_all()
+
+
+def _encoded(tensor_map: TensorMap, tensor: _Guarded) -> bytes:
+    """A map as tensor_maps.cpp reads it.
+
+    Raises:
+        ValueError: the driver would refuse it.
+    """
+    m, item = tensor_map, tensor.buffer.element_bytes
+    wrong = [
+        name
+        for name, ok in {
+            "rank": (len(m.sizes), len(m.strides), len(m.box), len(m.steps)) == (5, 4, 5, 5),
+            "element": item == 2,
+            "address": (tensor.address + m.offset) % 16 == 0,
+            "sizes": all(1 <= size <= 1 << 32 for size in m.sizes),
+            "strides": all(0 < s < 1 << 40 and s % 16 == 0 for s in m.strides),
+            "box": all(1 <= extent <= 256 for extent in m.box),
+            "steps": all(1 <= step <= 8 for step in m.steps),
+            "swizzle": m.swizzle in (32, 64, 128) and m.box[0] * item == m.swizzle,
+        }.items()
+        if not ok
+    ]
+    if wrong:
+        raise ValueError(f"no tensor map has this {', '.join(wrong)}: {m}, at {tensor.address:#x}")
+    begin, steps = tensor.address + m.offset, (1, *m.steps[1:])
+    fields = _MAP.pack(_MAP_MAGIC, begin, *m.strides, *m.sizes, *m.box, *steps, m.swizzle, item)
+    return fields.ljust(layout.MAP_BYTES, b"\0")
 
 
 def _writes(variant: Variant) -> list[str]:

@@ -1,7 +1,8 @@
-// memory.cpp - guarded memory, and a record per two bytes of the last accesses, to find races.
+// memory.cpp - guarded memory: tensors and a block's shared memory; bounds of each access.
 #include <sys/mman.h>
 #include <cstdio>
 #include <cstdlib>
+#include "clocks.h"
 #include "runtime.h"
 
 namespace emulator {
@@ -11,75 +12,8 @@ namespace {
 constexpr size_t kSpace = 1ull << 36, kPage = 4096, kGuard = 64 << 10;
 constexpr size_t kPoisoned = 64 << 20;  // larger memory is a view with far strides
 unsigned char *space, *unused;  // inaccessible, except memory from allocate()
-uint32_t epoch;                 // barriers of this launch so far
-uint32_t warp_epoch[32];        // __syncwarps of each warp
-
-struct Access {
-  uint32_t epoch, warp_epoch;
-  int thread;
-  const void* place;
-};
-// The last accesses to two bytes. Two readers suffice to find a race with a later write: the latest one, and one in
-// another warp if there is any, otherwise the latest in another lane.
-struct Cell {
-  uint32_t block;  // the block that accessed it last; 0: none
-  bool written;
-  const void* copy;  // a cp.async to this cell that is not written yet
-  Access writer, reader[2];
-};
-std::vector<Cell> shared_cells;
 std::vector<std::vector<Cell>> buffer_cells;
-
-Access access_here(const void* place) {
-  return {epoch, warp_epoch[current->warp], current->number, place};
-}
-
-// Whether there was no barrier since an access of another thread.
-bool unordered(const Access& access) {
-  if (access.epoch != epoch || access.thread == current->number) return false;
-  const int warp = access.thread / 32;
-  return warp != current->warp || access.warp_epoch == warp_epoch[warp];
-}
-
-void remember_reader(Cell& cell, const Access& reader) {
-  Access& latest = cell.reader[0];
-  Access& other = cell.reader[1];
-  const bool other_matters = other.epoch == epoch && other.thread / 32 != reader.thread / 32;
-  if (latest.epoch == epoch && latest.thread != reader.thread)
-    if (latest.thread / 32 != reader.thread / 32 || !other_matters) other = latest;
-  latest = reader;
-}
-
-[[noreturn]] void report_race(const char* what, const unsigned char* address, const void* place, const char* other_what,
-                              const Access& other) {
-  fail("race: thread %d %s %s at %s, thread %d %s it at %s, and no barrier between", current->number, what,
-       address_text(address).of, place_text(place).of, other.thread, other_what, place_text(other.place).of);
-}
-
-// Checks one access to a cell of writable memory.
-void touch(Cell& cell, const unsigned char* address, bool write, const void* place, bool shared) {
-  if (cell.block != block_number) {
-    if (cell.block && !shared)
-      fail("blocks %u and %u both touch %s, at %s and at %s", cell.block - 1, block_number - 1, address_text(address).of,
-           place_text(cell.writer.place).of, place_text(place).of);
-    cell = Cell{};
-    cell.block = block_number;
-  }
-  if (cell.copy)
-    fail("thread %d touches %s at %s while cp.async of %s is in flight", current->number, address_text(address).of,
-         place_text(place).of, place_text(cell.copy).of);
-  if (!write && !cell.written)
-    fail("thread %d reads %s at %s, which nothing has written", current->number, address_text(address).of,
-         place_text(place).of);
-  if (cell.written && unordered(cell.writer))
-    report_race(write ? "writes" : "reads", address, place, "wrote", cell.writer);
-  const Access access = access_here(place);
-  if (!write) return remember_reader(cell, access);
-  for (const Access& reader : cell.reader)
-    if (unordered(reader)) report_race("writes", address, place, "read", reader);
-  cell.written = true;
-  cell.writer = access;
-}
+}  // namespace
 
 const Buffer* buffer_at(const unsigned char* address, int bytes) {
   static int last;  // most accesses go where the last one went
@@ -92,6 +26,7 @@ const Buffer* buffer_at(const unsigned char* address, int bytes) {
   return nullptr;
 }
 
+namespace {
 void check(const unsigned char* address, int bytes, bool write, const void* place) {
   if (in_shared(address, bytes)) {
     launch->shared_accesses++;
@@ -143,6 +78,12 @@ bool in_shared(const void* address, int bytes) {
   return offset >= 0 && offset + bytes <= launch->shared_bytes;
 }
 
+uint32_t shared_address(const void* address) {
+  return static_cast<const unsigned char*>(address) - shared_memory + kSharedOrigin;
+}
+
+unsigned char* shared_pointer(uint32_t address) { return shared_memory + (address - kSharedOrigin); }
+
 Text address_text(const void* address) {
   auto at = static_cast<const unsigned char*>(address);
   const char* name = "shared";
@@ -167,16 +108,14 @@ void open_shared(int bytes) {
   buffer_cells.assign(launch->buffer_count, {});
   for (int i = 0; launch->check && i < launch->buffer_count; ++i)
     if (launch->buffers[i].writable) buffer_cells[i].resize(launch->buffers[i].bytes / 2 + 1);
-  epoch = 0;
 }
 
 void begin_block() {
   std::memset(shared_memory, 0xff, launch->shared_bytes);
-  ++epoch;
+  forget_boxes();
+  all_threads_meet();
+  forget_proxies();
 }
-
-void barrier_passed() { ++epoch; }
-void warp_passed(int warp) { ++warp_epoch[warp]; }
 
 void check_read(const void* address, int bytes, const void* place) {
   if (launch->check) check(static_cast<const unsigned char*>(address), bytes, false, place);
@@ -184,19 +123,6 @@ void check_read(const void* address, int bytes, const void* place) {
 
 void check_write(const void* address, int bytes, const void* place) {
   if (launch->check) check(static_cast<const unsigned char*>(address), bytes, true, place);
-}
-
-void copy_issued(const Copy& copy) {
-  if (!launch->check) return;
-  if (copy.valid) check_read(copy.from, copy.bytes, copy.place);
-  check_write(copy.to, copy.bytes, copy.place);
-  for (int i = 0; i < copy.bytes / 2; ++i) shared_cells[(copy.to - shared_memory) / 2 + i].copy = copy.place;
-}
-
-void copy_landed(const Copy& copy) {
-  if (!launch->check) return;
-  for (int i = 0; i < copy.bytes / 2; ++i) shared_cells[(copy.to - shared_memory) / 2 + i].copy = nullptr;
-  check_write(copy.to, copy.bytes, copy.place);
 }
 }  // namespace emulator
 

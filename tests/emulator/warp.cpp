@@ -1,7 +1,8 @@
-// warp.cpp - operations of all 32 lanes of a warp together: shuffles, votes, ldmatrix, mma.sync.
-#include <immintrin.h>
+// warp.cpp - operations of all 32 lanes of a warp together: shuffles, votes, ldmatrix, stmatrix, mma.sync.
 #include <algorithm>
+#include "clocks.h"
 #include "runtime.h"
+#include "widened.h"
 
 namespace emulator {
 namespace {
@@ -33,13 +34,6 @@ void meet(unsigned mask, const char* operation, Site site, Lane& mine, Finish fi
     if (lane != current->lane) wake(fibers[current->warp * 32 + lane]);
 }
 
-typedef float Row __attribute__((vector_size(32)));
-
-Row widened(const uint16_t* bits, bool bfloat16) {
-  const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bits));
-  if (!bfloat16) return _mm256_cvtph_ps(packed);
-  return reinterpret_cast<Row>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(packed), 16));
-}
 }  // namespace
 
 void forget_meetings() {
@@ -48,7 +42,7 @@ void forget_meetings() {
 
 void syncwarp(unsigned mask, Site site) {
   int nothing = 0;
-  meet(mask, "__syncwarp", site, nothing, [](int**) { warp_passed(current->warp); });
+  meet(mask, "__syncwarp", site, nothing, [](int**) { threads_meet(current->warp * 32, 32); });
 }
 
 uint64_t shuffle(unsigned mask, uint64_t value, int source, Site site) {
@@ -106,6 +100,31 @@ void ldmatrix(uint32_t* fragment, int matrices, bool transpose, const void* row,
         lanes[i]->fragment[m] = low | high << 16;
       }
     }
+  });
+}
+
+void stmatrix(void* row, const uint32_t* fragment, Site site) {
+  struct Lane {
+    unsigned char* row;
+    const uint32_t* fragment;
+    const void* place;
+  } mine{static_cast<unsigned char*>(row), fragment, __builtin_return_address(0)};
+  meet(~0u, "stmatrix", site, mine, [=](Lane** lanes) {
+    Thread* const caller = current;
+    for (int owner = 0; owner < 32; ++owner) {  // the lane that passes the address of row owner % 8 of matrix owner / 8
+      unsigned char* const to = lanes[owner]->row;
+      current = &fibers[caller->warp * 32 + owner];
+      if (!in_shared(to, 16) || shared_address(to) % 16)
+        fail("stmatrix at %s:%d: lane %d names %s", site.file, site.line, owner, address_text(to).of);
+      for (int i = 0; i < 4; ++i) {
+        const int writer = owner % 8 * 4 + i;
+        current = &fibers[caller->warp * 32 + writer];
+        operation = lanes[writer]->place;
+        check_write(to + 4 * i, 4, lanes[writer]->place);
+        std::memcpy(to + 4 * i, &lanes[writer]->fragment[owner / 8], 4);
+      }
+    }
+    current = caller;
   });
 }
 

@@ -251,14 +251,17 @@ class Launching(launch.CuPyLauncher):
 
         def run(grid: Any, block: Any, packed: Any, shared_bytes: int, stream: Any) -> None:
             assert (block[0], shared_bytes) == (variant.threads, variant.shared_bytes)
-            argument, tensors = bytes(self._argument.buffer), self.now.tensors
+            maps, tensors = self.now.maps, self.now.tensors
+            own = self._argument_with_maps if maps else self._argument
+            argument = bytes(own.buffer)
 
             def step() -> None:
                 with torch._C.DisableTorchFunction():
                     if entry == "nb_probe":
                         return probe(argument, tensors)
-                    numbers = argument[-layout.NUMBERS.size :]
-                    return emulator.launch(variant, grid[0], tensors, numbers)
+                    end = layout.FIRST_MAP if maps else layout.SIZE
+                    numbers = argument[8 * len(layout.POINTERS) : end]
+                    return emulator.launch(variant, grid[0], tensors, numbers, maps)
 
             if Launching.shared is not None:
                 Launching.shared.append(step)
@@ -267,10 +270,15 @@ class Launching(launch.CuPyLauncher):
 
         return Function(run)
 
-    def launch(self, variant: Any, blocks: int, tensors: Any, numbers: bytes) -> None:
-        self.now.tensors = dict(tensors)
+    def _encoded(self, maps: Any, tensors: Any) -> bytes:
+        return bytes(layout.MAPS * layout.MAP_BYTES)  # the emulator has its own form of maps
+
+    def launch(
+        self, variant: Any, blocks: int, tensors: Any, numbers: bytes, maps: Any = ()
+    ) -> None:
+        self.now.tensors, self.now.maps = dict(tensors), maps
         with torch._C.DisableTorchFunction():
-            super().launch(variant, blocks, tensors, numbers)
+            super().launch(variant, blocks, tensors, numbers, maps)
 
 
 class Interpreting(triton_interpreter.Launcher):

@@ -1,19 +1,19 @@
-// stub_driver.c - a libcuda.so.1 that takes what CuPy's launch path calls and records it, so that launches can be
+// stub_driver.c - a libcuda.so.1 that takes what launches call and records it, so that launches can be
 // tested where there is no driver. stub_driver.py builds it and puts the three functions at the end into CuPy 14.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdint.h>
 #include <string.h>
 
-enum { kNoBinaryForGpu = 209 };
+enum { kInvalidValue = 1, kNoBinaryForGpu = 209, kParams = 560, kMappedParams = 4032 };
 
 struct {
-  uint32_t grid[3], block[3], shared_bytes, launches, shared_limit, loads, calls, refuse;
+  uint32_t grid[3], block[3], shared_bytes, launches, shared_limit, loads, calls, refuse, encodes, parameter_bytes;
   uint64_t stream, function, parameter_address;
-  unsigned char parameter[560], image[64];
+  unsigned char parameter[kMappedParams], image[64];
   char entry[64];
 } stub;
-static char modules[64], functions[64];
+static char modules[64], functions[64], mapped[64];  // mapped: the functions with tensor maps in their argument
 
 int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared_bytes, void* stream, void** parameters, void** extra) {
@@ -21,11 +21,12 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
   const uint32_t grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
   memcpy(stub.grid, grid, sizeof grid);
   memcpy(stub.block, block, sizeof block);
-  memcpy(stub.parameter, parameters[0], sizeof stub.parameter);
+  stub.function = (char*)function - functions;
+  stub.parameter_bytes = mapped[stub.function] ? kMappedParams : kParams;
+  memcpy(stub.parameter, parameters[0], stub.parameter_bytes);
   stub.parameter_address = (uint64_t)parameters[0];
   stub.shared_bytes = shared_bytes;
   stub.stream = (uint64_t)stream;
-  stub.function = (char*)function - functions;
   stub.launches++, stub.calls++;
   return 0;
 }
@@ -40,11 +41,27 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
   stub.calls++;
   strncpy(stub.entry, name, sizeof stub.entry - 1);
   *function = &functions[(char*)module - modules];
+  mapped[(char*)module - modules] = strstr(name, "_wgmma") != NULL;
   return 0;
 }
 int cuFuncSetAttribute(void* function, int attribute, int value) {
   (void)function, stub.calls++;
   if (attribute == 8) stub.shared_limit = value;
+  return 0;
+}
+// A map is its arguments, one after another.
+int cuTensorMapEncodeTiled(void* map, int type, uint32_t rank, void* address, const uint64_t* sizes,
+                           const uint64_t* strides, const uint32_t* box, const uint32_t* steps, int interleave,
+                           int swizzle, int promotion, int fill) {
+  stub.encodes++;
+  if (stub.refuse || (uint64_t)map % 64 || rank != 5) return kInvalidValue;
+  const unsigned char kinds[6] = {type, rank, interleave, swizzle, promotion, fill};
+  unsigned char* to = memset(map, 0xee, 128);
+  to = (unsigned char*)mempcpy(to, &address, 8);
+  to = (unsigned char*)mempcpy(to, sizes, 40);
+  to = (unsigned char*)mempcpy(to, strides, 32);
+  to = (unsigned char*)mempcpy(to, kinds, 6);
+  for (int i = 0; i < 5; ++i) to[2 * i] = box[i], to[2 * i + 1] = box[i] >> 8, to[10 + i] = steps[i];
   return 0;
 }
 int cuModuleUnload(void* module) { return (void)module, 0; }

@@ -24,10 +24,12 @@ from work import lines
 from nbattn.errors import BackendError
 from nbattn.kernels import cubins, launch, layout, nvrtc
 from nbattn.kernels.nvrtc import Compiled, Usage
+from nbattn.kernels.tensor_maps import TensorMap
 from nbattn.kernels.variant import Variant
 
 FORWARD = Variant("fwd_simt.cu", "nb_fwd_simt", (("NB_HEAD_DIM", 64),), 128, 70_000)
 DELTA = Variant("delta.cu", "nb_delta", (("NB_HEAD_DIM", 64),), 96, 0)
+MAPPED = Variant("fwd_wgmma.cu", "nb_fwd_wgmma", (("NB_HEAD_DIM", 64),), 384, 200_000)
 NUMBERS = bytes(range(1, 250)) + bytes(layout.NUMBERS.size - 249)
 
 
@@ -38,9 +40,10 @@ class Recorded(ctypes.Structure):
         ("grid", ctypes.c_uint32 * 3),
         ("block", ctypes.c_uint32 * 3),
         *((name, ctypes.c_uint32) for name in ("shared_bytes", "launches", "shared_limit")),
-        *((name, ctypes.c_uint32) for name in ("loads", "calls", "refuse")),
+        *((name, ctypes.c_uint32) for name in ("loads", "calls", "refuse", "encodes")),
+        ("parameter_bytes", ctypes.c_uint32),
         *((name, ctypes.c_uint64) for name in ("stream", "function", "parameter_address")),
-        ("parameter", ctypes.c_ubyte * layout.SIZE),
+        ("parameter", ctypes.c_ubyte * layout.MAPPED_SIZE),
         ("image", ctypes.c_ubyte * 64),
         ("entry", ctypes.c_char * 64),
     ]
@@ -49,8 +52,8 @@ class Recorded(ctypes.Structure):
 class Tensor:
     """An address on a device."""
 
-    def __init__(self, address: int, device: int = 0) -> None:
-        self.address, self.device = address, device
+    def __init__(self, address: int, device: int = 0, dtype: str = "half") -> None:
+        self.address, self.device, self.dtype = address, device, dtype
 
     def get_device(self) -> int:
         return self.device
@@ -64,6 +67,7 @@ class Torch:
 
     def __init__(self) -> None:
         self.current, self.capturing, self.guards = 0, False, []
+        self.float16, self.bfloat16 = "half", "brain"
         self._C = SimpleNamespace(
             _cuda_getDevice=lambda: self.current,
             _cuda_getCurrentRawStream=lambda device: 0xABC000 + device,
@@ -120,7 +124,7 @@ def seen(stub: Recorded) -> dict[str, Any]:
     return {
         "grid": list(stub.grid),
         "block": list(stub.block),
-        "parameter": bytes(stub.parameter).hex(),
+        "parameter": bytes(stub.parameter)[: stub.parameter_bytes].hex(),
         "image": bytes(stub.image).rstrip(b"\0").decode(),
         "entry": stub.entry.decode(),
         **{
@@ -128,6 +132,7 @@ def seen(stub: Recorded) -> dict[str, Any]:
             for name in ("shared_bytes", "launches", "shared_limit", "loads", "calls", "stream")
         },
         "function": stub.function,
+        "encodes": stub.encodes,
         "address": stub.parameter_address,
     }
 
@@ -208,8 +213,44 @@ def scenarios(stub: Recorded, torch: Torch) -> Iterator[tuple[str, Any]]:
             words = type(error).__name__
         yield name, {"error": words, "launches": stub.launches - before}
 
+    yield from with_maps(stub, launcher)
     yield "threads", threads(stub, launcher)
     yield "lines", lines(partial(launcher.launch, FORWARD, 7, every, NUMBERS))
+
+
+def with_maps(stub: Recorded, launcher: launch.Launcher) -> Iterator[tuple[str, Any]]:
+    """Launches of a kernel that reads boxes."""
+    query, key = (
+        TensorMap(
+            tensor,
+            offset,
+            (192, 7, 300, 5, 2**31 - 1),
+            (384, 2**39, 16, 2**40 - 16),
+            (channels, 8, 256, 2, 1),
+            (1, 1, 8, 2, 1),
+            2 * channels,
+        )
+        for tensor, offset, channels in (("query", 0, 64), ("key", 1 << 33, 32))
+    )
+    maps, numbers = (query, key, key), NUMBERS + bytes(range(144)) + bytes(256)
+    tensors = {"query": Tensor(1 << 40), "key": Tensor(1 << 41, dtype="brain"), "out": Tensor(48)}
+    launcher.launch(FORWARD, 2, tensors, NUMBERS)
+    plain = stub.parameter_address
+    launcher.launch(MAPPED, 11, tensors, numbers, maps)
+    yield "maps", seen(stub) | {"plain": plain}
+    launcher.launch(MAPPED, 12, tensors, numbers, maps)
+    yield "maps again", seen(stub)
+    launcher.launch(MAPPED, 13, tensors | {"key": Tensor(3 << 41)}, numbers, maps[:2])
+    yield "another address", seen(stub)
+    launcher.launch(MAPPED, 13, tensors | {"key": Tensor(0)}, numbers, maps[1:2])
+    yield "no elements", seen(stub)
+    launcher.launch(FORWARD, 2, tensors, NUMBERS)
+    yield "no maps after maps", seen(stub)
+    stub.refuse = 1
+    words = refusal(launcher, MAPPED, 1, tensors | {"key": Tensor(5 << 41)}, numbers, maps)
+    yield "maps refused", {"words": words, "launches": stub.launches}
+    stub.refuse = 0
+    yield "map lines", lines(partial(launcher.launch, MAPPED, 7, tensors, numbers, maps))
 
 
 def threads(stub: Recorded, launcher: launch.Launcher) -> dict[str, Any]:

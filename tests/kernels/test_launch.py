@@ -159,6 +159,82 @@ def test_a_launch_takes_few_lines_of_the_host(recorded_by_scenario):
     assert recorded_by_scenario["lines"] <= 3 * len(layout.POINTERS) + 30
 
 
+# Kernels that read boxes by tensor maps
+
+
+def encoded(address: int, channels: int, kind: int) -> bytes:
+    """What the stub makes of a map of `stub_driver.with_maps`: its arguments, packed here."""
+    sizes, strides = (192, 7, 300, 5, 2**31 - 1), (384, 2**39, 16, 2**40 - 16)
+    swizzle = {32: 2, 64: 3}[channels]
+    content = struct.pack("<Q5Q4Q6B", address, *sizes, *strides, kind, 5, 0, swizzle, 3, 0)
+    content += struct.pack("<5H5B", channels, 8, 256, 2, 1, 1, 1, 8, 2, 1)
+    return content.ljust(128, b"\xee")
+
+
+def mapped_argument(*maps: bytes, **pointers: int) -> str:
+    """The bytes of `MappedParams`: `Params`, boxes, padding, 24 maps."""
+    content = bytes.fromhex(argument(**pointers)) + bytes(range(144)) + bytes(256)
+    assert len(content) == layout.FIRST_MAP == 960
+    content += b"".join(maps) + bytes(128) * (24 - len(maps))
+    assert len(content) == layout.MAPPED_SIZE == 4032
+    return content.hex()
+
+
+QUERY, KEY = encoded(1 << 40, 64, 6), encoded((1 << 41) + (1 << 33), 32, 9)
+
+
+def test_maps_are_encoded_by_the_driver_and_reach_the_kernel(recorded_by_scenario):
+    record = recorded_by_scenario["maps"]
+    pointers = {"query": 1 << 40, "key": 1 << 41, "out": 48}
+    assert record["parameter"] == mapped_argument(QUERY, KEY, KEY, **pointers)
+    assert record["address"] % 64 == 0
+    assert record["address"] != record["plain"]
+    assert (record["grid"], record["block"]) == ([11, 1, 1], [384, 1, 1])
+    assert record["encodes"] == 2
+
+
+def test_a_map_is_encoded_once_for_an_address(recorded_by_scenario):
+    first, record = recorded_by_scenario["maps"], recorded_by_scenario["maps again"]
+    assert record["parameter"] == first["parameter"]
+    assert record["encodes"] == first["encodes"]
+    assert record["calls"] == first["calls"] + 1  # the launch: it can be captured
+
+
+def test_maps_of_another_address_are_others_and_absent_ones_are_zeros(recorded_by_scenario):
+    record = recorded_by_scenario["another address"]
+    pointers = {"query": 1 << 40, "key": 3 << 41, "out": 48}
+    key = encoded((3 << 41) + (1 << 33), 32, 6)
+    assert record["parameter"] == mapped_argument(QUERY, key, **pointers)
+    assert record["encodes"] == 3
+
+
+def test_a_tensor_without_elements_has_no_map(recorded_by_scenario):
+    record = recorded_by_scenario["no elements"]
+    assert record["parameter"] == mapped_argument(query=1 << 40, out=48)
+    assert record["encodes"] == 3
+
+
+def test_a_launch_without_maps_after_one_with_maps(recorded_by_scenario):
+    record = recorded_by_scenario["no maps after maps"]
+    assert record["parameter"] == argument(query=1 << 40, key=1 << 41, out=48)
+    assert record["address"] == recorded_by_scenario["maps"]["plain"]
+
+
+def test_error_of_a_map_that_the_driver_refuses(recorded_by_scenario):
+    record = recorded_by_scenario["maps refused"]
+    assert record["words"] == (
+        "cuTensorMapEncodeTiled refuses, with error 1, TensorMap(tensor='key', offset=8589934592, "
+        "sizes=(192, 7, 300, 5, 2147483647), strides=(384, 549755813888, 16, 1099511627760), "
+        "box=(32, 8, 256, 2, 1), steps=(1, 1, 8, 2, 1), swizzle=64) of float16 at 0xa0000000000\n"
+        '  fix:   forbid=("wgmma",)'
+    )
+    assert record["launches"] == recorded_by_scenario["no maps after maps"]["launches"]
+
+
+def test_a_launch_with_known_maps_takes_few_lines_more(recorded_by_scenario):
+    assert recorded_by_scenario["map lines"] <= 3 * 3 + 4 * 3 + 35
+
+
 # What is missing
 
 

@@ -37,8 +37,13 @@ def packed_by_head(batch: int, space: tuple[int, ...], heads: int, channels: int
 
 
 def heads_first(batch: int, space: tuple[int, ...], heads: int, channels: int) -> Addresses:
-    return np.moveaxis(contiguous(batch * heads, space, 1, channels)[..., 0, :].reshape(
-        batch, heads, *space, channels), 1, -2)
+    return np.moveaxis(
+        contiguous(batch * heads, space, 1, channels)[..., 0, :].reshape(
+            batch, heads, *space, channels
+        ),
+        1,
+        -2,
+    )
 
 
 def heads_outermost(batch: int, space: tuple[int, ...], heads: int, channels: int) -> Addresses:
@@ -163,10 +168,7 @@ def classes(tensor: Addresses, dilations: tuple[int, ...]) -> Iterator[tuple[int
     """Origins of all classes of all axes: from before the tensor's first position to after it."""
     lengths = (*(1,) * (6 - tensor.ndim), *tensor.shape[1:-2])
     yield from itertools.product(
-        *(
-            [o for o in range(-d, d) if o % d < n]
-            for d, n in zip(dilations, lengths, strict=True)
-        )
+        *([o for o in range(-d, d) if o % d < n] for d, n in zip(dilations, lengths, strict=True))
     )
 
 
@@ -231,7 +233,9 @@ def ways(boxes: TensorBoxes) -> str:
     steps = boxes.maps[0].steps[3:0:-1]
     found = ""
     for axis in range(3):
-        way = "f" if axis == 2 and fold else "c" if divide[axis] else "s" if steps[axis] > 1 else "-"
+        way = (
+            "f" if axis == 2 and fold else "c" if divide[axis] else "s" if steps[axis] > 1 else "-"
+        )
         found += way
     return found
 

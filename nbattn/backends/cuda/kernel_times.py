@@ -4,7 +4,7 @@ the whole program and repeated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from nbattn.backends.inputs import Attempt, Inputs, KernelRun
 from nbattn.geometry import Axes
 from nbattn.kernels import launch
 from nbattn.kernels.launch import Launcher
+from nbattn.kernels.tensor_maps import TensorMap
 from nbattn.kernels.variant import Variant
 from nbattn.program.candidate import Candidate
 from nbattn.program.program import Program
@@ -28,14 +29,21 @@ class Recorder:
     """A launcher that keeps what another one launched."""
 
     launcher: Launcher
-    launches: list[tuple[Variant, int, dict[str, Tensor], bytes]] = field(default_factory=list[Any])
+    launches: list[tuple[Variant, int, dict[str, Tensor], bytes, Sequence[TensorMap]]] = field(
+        default_factory=list[Any]
+    )
 
     def launch(
-        self, variant: Variant, blocks: int, tensors: Mapping[str, Tensor], numbers: bytes
+        self,
+        variant: Variant,
+        blocks: int,
+        tensors: Mapping[str, Tensor],
+        numbers: bytes,
+        maps: Sequence[TensorMap] = (),
     ) -> None:
         """Launch and keep the arguments, tensors included."""
-        self.launcher.launch(variant, blocks, tensors, numbers)
-        self.launches.append((variant, blocks, dict(tensors), numbers))
+        self.launcher.launch(variant, blocks, tensors, numbers, maps)
+        self.launches.append((variant, blocks, dict(tensors), numbers, maps))
 
     def load(self, variant: Variant) -> None:
         """As the other launcher."""

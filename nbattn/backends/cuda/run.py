@@ -19,16 +19,18 @@ from nbattn import biases
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.choice import packed_grid
 from nbattn.backends.cuda.meaning import FIELDS, CudaArguments
-from nbattn.backends.cuda.tiles import Build, Tiles
+from nbattn.backends.cuda.tiles import Tiles
 from nbattn.backends.inputs import Gradients, Inputs, kernel_tensors, new_lse, new_output
 from nbattn.backends.logsumexp import sink_gradient
+from nbattn.errors import BackendError
 from nbattn.geometry import Ints
-from nbattn.kernels import grid_table, launch, layout
+from nbattn.kernels import grid_table, launch, layout, tensor_maps
 from nbattn.kernels.launch import Launcher
+from nbattn.kernels.tensor_maps import LaunchMaps, TensorMap, View
 from nbattn.kernels.variant import Variant
 from nbattn.program.parts import PackedCall
 from nbattn.program.program import ByIdentity, Program
-from nbattn.program.tile_counts import row_tiles, row_tiles_of
+from nbattn.program.tile_counts import RANK, row_tiles, row_tiles_of
 
 _COPY = 16  # bytes that tensor-core kernels copy at once
 _EXTRA = ("extra_key", "extra_value")
@@ -44,12 +46,15 @@ _Packed = PackedCall[CudaArguments]
 
 
 class Launch(NamedTuple):
-    """One launch of a kernel without its pointers; `grads` names the gradients that it writes."""
+    """One launch of a kernel without its pointers; `grads` names the gradients that it writes, and
+    `maps` are of the tensors that it reads as boxes.
+    """
 
     variant: Variant
     blocks: int
     numbers: bytes
     grads: tuple[str, ...] = ()
+    maps: tuple[TensorMap, ...] = ()
 
 
 def warmup(program: Program, launcher: Launcher | None = None) -> None:
@@ -70,8 +75,8 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Computes the output, and the logsumexp if it is requested or a backward may follow."""
     window, packed = _window(program)
-    tensors = kernel_tensors(inputs)
-    (forward_launch,) = _launches(*_launch_key(packed or window, inputs, tensors, None))
+    tensors = _readable(window, kernel_tensors(inputs))
+    (forward_launch,) = _launches(*_launch_key(packed or window, inputs, tensors))
     tensors |= _table_of(packed, tensors)
     tensors["out"] = out = new_output(inputs.query, inputs.value)
     lse = None
@@ -95,11 +100,14 @@ def backward(
     out, lse = out.contiguous(), lse.contiguous()
     if window.forward.row_blocks and not _in_chunks(grad_out.shape, grad_out.stride()):
         grad_out = grad_out.contiguous()
-    tensors = kernel_tensors(inputs)
-    tensors |= {"out": out, "lse": lse, "grad_out": grad_out}
+    if window.forward.warpgroups and not grad_out.is_contiguous():
+        boxes = _in_boxes(ByIdentity(window), grad_out.shape, grad_out.stride())
+        grad_out = grad_out if boxes else grad_out.contiguous()
+    tensors = _readable(window, kernel_tensors(inputs) | {"grad_out": grad_out})
+    tensors |= {"out": out, "lse": lse}
     tensors |= {} if grad_lse is None else {"grad_lse": grad_lse.contiguous()}
     tensors["delta"] = lse.new_empty((*lse.shape, 2))
-    launches = _launches(*_launch_key(packed or window, inputs, tensors, grad_out.stride()))
+    launches = _launches(*_launch_key(packed or window, inputs, tensors))
     tensors |= _table_of(packed, tensors)
     named = {name: tensors.get(name) for name in ("query", "key", "value", *_EXTRA)}
     grads = {f"grad_{n}": t.new_empty(t.shape) for n, t in named.items() if t is not None}
@@ -164,7 +172,8 @@ def _extra_of(tensors: Tensors) -> int:
 
 def _run(launcher: Launcher | None, step: Launch, tensors: Mapping[str, Tensor]) -> None:
     if step.blocks:
-        (launcher or launch.launcher()).launch(step.variant, step.blocks, tensors, step.numbers)
+        variant, blocks, numbers, _, maps = step
+        (launcher or launch.launcher()).launch(variant, blocks, tensors, numbers, maps)
 
 
 _LaunchKey = tuple[
@@ -180,19 +189,17 @@ _LaunchKey = tuple[
 ]
 
 
-def _launch_key(
-    window: CudaArguments | _Packed, inputs: Inputs, tensors: Tensors, grad_out: Strides | None
-) -> _LaunchKey:
+def _launch_key(window: CudaArguments | _Packed, inputs: Inputs, tensors: Tensors) -> _LaunchKey:
     """The arguments of `_launches`: all that launches depend on, except pointers."""
-    query, key, value = inputs.query, inputs.key, inputs.value
-    strides = (query.stride(), key.stride(), value.stride())
+    query, key, value = tensors["query"], tensors["key"], tensors["value"]
+    strides, grad_out = (query.stride(), key.stride(), value.stride()), tensors.get("grad_out")
     others, slopes = (*_EXTRA, "out", "grad_out"), inputs.alibi_slopes
     copied = [query, key, value, *(tensors[name] for name in others if name in tensors)]
     return (
         ByIdentity(window),
         query.shape,
         key.shape,
-        strides if grad_out is None else (*strides, grad_out),
+        strides if grad_out is None else (*strides, grad_out.stride()),
         _extra_of(tensors),
         query.shape[-2] if slopes is not None and slopes.dim() == 2 else 0,
         not any(tensor.data_ptr() % _COPY for tensor in copied),
@@ -233,7 +240,13 @@ def _launches(
         held if many is None else layout.held_tokens(query[1], key[1]),
         (*counts, slope_step, 0 if many is None else len(many.grids)),
     )
-    launches_of = partial(_launches_of, build=window.build, numbers=numbers, vector=vector)
+    launches_of = partial(
+        _launches_of,
+        window=window,
+        numbers=numbers,
+        vector=vector,
+        views=_views(window, query, key, strides, extra),
+    )
     tiles = [int(counts.sum()) for counts in _row_tiles(identity, extra)]
     if len(strides) == 3:
         return tuple(launches_of("fwd", window.forward, tiles[0] * batch * (heads // packed)))
@@ -262,19 +275,76 @@ def _table_launches(
         cuda_tiles.TABLE,
         window.grad_table,
         parts * heads,
-        build=window.build,
+        window=window,
         numbers=numbers,
         vector=False,
     )
 
 
 def _launches_of(
-    kernel: str, tiles: Tiles, blocks: int, *, build: Build, numbers: bytes, vector: bool
+    kernel: str,
+    tiles: Tiles,
+    blocks: int,
+    *,
+    window: CudaArguments,
+    numbers: bytes,
+    vector: bool,
+    views: Mapping[str, View] | None = None,
 ) -> Iterator[Launch]:
     """The launches of one kernel: one, or one each for the gradients of values and of keys."""
-    for grads in cuda_tiles.grads_of(kernel, build):
-        variant = cuda_tiles.variant(kernel, tiles, build, grads=grads, vector=vector)
-        yield Launch(variant, blocks, numbers, _WRITES[grads])
+    maps: tuple[TensorMap, ...] = ()
+    if tiles.warpgroups:
+        assert views is not None
+        maps, boxes = _maps_of(kernel, tiles, window, views)
+        numbers += boxes
+    for grads in cuda_tiles.grads_of(kernel, window.build):
+        variant = cuda_tiles.variant(kernel, tiles, window.build, grads=grads, vector=vector)
+        yield Launch(variant, blocks, numbers, _WRITES[grads], maps)
+
+
+def _views(
+    window: CudaArguments,
+    query: torch.Size,
+    key: torch.Size,
+    strides: tuple[Strides, ...],
+    extra: int,
+) -> dict[str, View]:
+    """The layouts of the tensors that kernels may read as boxes."""
+    value_dim = (window.build.value_dim,)
+    shapes = (query, key, (*key[:-1], *value_dim), (*query[:-1], *value_dim))
+    views = {
+        name: View(tuple(shape), given)
+        for name, shape, given in zip(layout.STRIDES, shapes, strides, strict=False)
+    }
+    if extra:
+        for name, of in zip(_EXTRA, ("key", "value"), strict=True):
+            views[name] = View.contiguous((key[0], extra, *views[of].shape[-2:]))
+    return views
+
+
+def _maps_of(
+    kernel: str, tiles: Tiles, window: CudaArguments, views: Mapping[str, View]
+) -> LaunchMaps:
+    """The tensor maps of one launch. Raises BackendError where a tensor's layout has none."""
+    if kernel == "fwd":
+        views = {name: view for name, view in views.items() if name != "grad_out"}
+    size = (tiles.rows, tiles.columns, _dilations(window))
+    found = tensor_maps.maps_of(kernel, views, *size)
+    if not isinstance(found, str):
+        return found
+    plain = {name: View.contiguous(view.shape) for name, view in views.items()}
+    fix = 'forbid=("wgmma",)'
+    if not isinstance(tensor_maps.maps_of(kernel, plain, *size), str):
+        uneven = [f"{name}.contiguous()" for name in views if views[name] != plain[name]]
+        fix = f"{', '.join(uneven)}; or {fix}"
+    raise BackendError(f"{kernel}_wgmma copies boxes by tensor maps. {found}.", fix)
+
+
+def _dilations(window: CudaArguments) -> tuple[int, int, int]:
+    """Those of three axes."""
+    last = tuple(axis.spec.dilation for axis in window.axes)
+    first, second, third = (*(1,) * (RANK - len(last)), *last)
+    return first, second, third
 
 
 def _delta(window: CudaArguments, *, vector: bool) -> Variant:
@@ -342,3 +412,24 @@ def _in_chunks(shape: torch.Size, strides: Strides) -> bool:
     step = _COPY // 2
     dims = zip(shape[:-1], strides[:-1], strict=True)
     return strides[-1] == 1 and not any(n > 1 and stride % step for n, stride in dims)
+
+
+@lru_cache(1024)
+def _in_boxes(identity: ByIdentity[CudaArguments], shape: torch.Size, strides: Strides) -> bool:
+    """Whether tensor maps take a gradient of the output as they take a contiguous one."""
+    given, plain = View(tuple(shape), strides), View.contiguous(tuple(shape))
+    tile, dilations = (1, 1, 1), _dilations(identity.value)
+    found, wanted = (tensor_maps.boxes_of("grad_out", v, tile, dilations) for v in (given, plain))
+    if isinstance(found, str) or isinstance(wanted, str):
+        return False
+    return len(found.maps) <= len(wanted.maps)
+
+
+def _readable(window: CudaArguments, tensors: Tensors) -> Tensors:
+    """The tensors, copied where they begin at an address that no tensor map takes."""
+    if not window.forward.warpgroups:
+        return tensors
+    return {
+        name: tensor.clone() if name in layout.MAPPED and tensor.data_ptr() % _COPY else tensor
+        for name, tensor in tensors.items()
+    }

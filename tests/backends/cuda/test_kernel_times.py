@@ -32,9 +32,11 @@ class Counting(Launcher):
         self.names: list[str] = []
         self.wrong = ""  # a tile that computes something else
 
-    def launch(self, variant: Any, blocks: int, tensors: Any, numbers: bytes) -> None:
+    def launch(
+        self, variant: Any, blocks: int, tensors: Any, numbers: bytes, maps: Any = ()
+    ) -> None:
         self.names.append(variant.entry)
-        super().launch(variant, blocks, tensors, numbers)
+        super().launch(variant, blocks, tensors, numbers, maps)
         if self.wrong and self.wrong in str(variant.constants) and "out" in tensors:
             tensors["out"].add_(1)
 
