@@ -145,6 +145,7 @@ struct Consumer {
       arena.grads().release(n - 1);
     }
     arena.grads().wait_full(n);
+    wgmma_fence();
     dot_async<kColumns, kValueDim, ValueVectors, GradVectors>(grads.at[0], arena.value().k_major(64 * group),
                                                               arena.grad_out(n).k_major());
     wgmma_commit();
@@ -211,6 +212,7 @@ struct Consumer {
 
   NB_DEVICE void epilogue() {
     const Params& p = m.p;
+    wait_for_group(group);  // all warps have used the keys and values
     write<kValueDim>(arena.value(), value_sums, 1.f, p.grad_value, p.grad_extra_value);
     write<kHeadDim>(arena.key(), key_sums, static_cast<float>(p.scale), p.grad_key, p.grad_extra_key);
   }

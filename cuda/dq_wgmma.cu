@@ -52,6 +52,7 @@ struct Consumer {
       arena.keys().release(n - 1);
     }
     arena.values().wait_full(n);
+    wgmma_fence();
     dot_async<kColumns, kValueDim, GradVectors, ValueVectors>(
         grads.at[0], GradVectors(arena.base + QueryVectors::kBytes).k_major(64 * group), arena.value(n).k_major());
     wgmma_commit();
@@ -87,6 +88,7 @@ struct Consumer {
     const float scale = static_cast<float>(m.p.scale), factor[2] = {scale, scale};
     const TokenSteps steps = token_steps<false>(m.p);
     const Place place = arena.place();
+    wait_for_group(group);  // all warps have used the queries
     write_rows<kHeadDim>(QueryVectors(arena.base), sums, factor, [&](int row) -> Element* {
       const Coord coord = row_coord(arena.traversal(), row);
       if (!coord.inside) return nullptr;
