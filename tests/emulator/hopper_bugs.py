@@ -39,7 +39,7 @@ BARRIERS = [  # stages and their barriers
         "      wgmma_wait<0>();\n      pin(out.at[0]);\n      arena.values().release(n - 1);\n",
         "      arena.values().release(n - 1);\n      wgmma_wait<0>();\n      pin(out.at[0]);\n",
         "fwd", "line", "C"),
-    Bug("keys are released before the gradients' product", DQ,
+    Bug("keys are released before gradients use them", DQ,
         "      wgmma_wait<1>();\n      pin(sums.at[0]);\n      arena.keys().release(n - 1);\n",
         "      arena.keys().release(n - 1);\n      wgmma_wait<1>();\n      pin(sums.at[0]);\n",
         "dq", "line", "C"),
@@ -72,8 +72,8 @@ BARRIERS = [  # stages and their barriers
         "fill(visits.ring[(n + lane) % Visits::kRing], n + lane);\n  __syncwarp();\n",
         "fill(visits.ring[(n + lane) % Visits::kRing], n + lane);\n", "fwd", "ring", "C"),
     Bug("lanes ahead of the one that copies", VISITS,
-        "  __syncwarp();  // no lane is ahead of the one that copies: consumers have left the visits"
-        " that are overwritten\n", "", "fwd", "ring", "ELRC"),
+        "  __syncwarp();  // no lane is ahead of the one that copies: consumers have left the"
+        " visits that are overwritten\n", "", "fwd", "ring", "ELRC"),
     Bug("a batch of visits over those in use", VISITS, "kBatch = 16, kRing = 2 * kBatch,",
         "kBatch = 16, kRing = kBatch,", "fwd", "ring", "C"),
 ]
@@ -206,8 +206,8 @@ RANGES = [  # extra keys outside extra_range
     Bug("others' part of what is cleared", ROWS, "    wait_for_consumers();\n", "", "fwd", "text",
         "RC"),
     Bug("the last extra values stay", FWD, "    clear(total - 1);\n", "", "fwd", "text", "ELRC"),
-    Bug("gradients of extra keys outside, wgmma", DKDV, "clear_row(sums, 0, h);", "{}", "dkdv", "text",
-        "ELRC"),
+    Bug("gradients of extra keys outside, wgmma", DKDV, "clear_row(sums, 0, h);", "{}", "dkdv",
+        "text", "ELRC"),
 ]
 # fmt: on
 BUGS = [

@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
-from nbattn.backends.cuda.tiles import Tiles
+from nbattn.backends.cuda.tiles import SPLIT, Tiles
 from nbattn.geometry import Axes
 from nbattn.kernels import tensor_maps
 from nbattn.kernels.tensor_maps import View
@@ -19,7 +19,6 @@ from nbattn.program.tile_counts import Extents, padded
 
 HALVES = ("float16", "bfloat16")
 SIZES = (64, 80, 96, 128, 192, 256)  # head sizes
-_TRAINING = 128  # the largest in training: gradients of wider ones do not fit registers
 _CAPABILITY = 90
 _FEW = 1 << 31  # elements
 _MAPS = 24  # kMaps of cuda/boxes.cuh
@@ -52,8 +51,8 @@ def _of_sizes(needs: Needs) -> Iterator[Reason]:
         if size not in SIZES:
             text = f"takes a {name} of {', '.join(map(str, most))} or {last}, not {size}"
             yield Reason(name, text)
-        elif needs.training and size > _TRAINING:
-            yield Reason(name, f"takes a {name} up to {_TRAINING} in training, not {size}")
+        elif needs.training and size > SPLIT:  # the gradients of wider ones do not fit registers
+            yield Reason(name, f"takes a {name} up to {SPLIT} in training, not {size}")
 
 
 def _of_features(needs: Needs) -> Iterator[Reason]:
@@ -128,9 +127,15 @@ def _unmapped(
 ) -> str:
     """The same of contiguous tensors; packed ones differ in strides only."""
     views = {
-        name: View(shape, tuple(accumulate(shape[:0:-1], int.__mul__, initial=1))[::-1])
+        name: View(shape, _contiguous(shape))
         for name, shape in shapes._asdict().items()
         if shape and (kernel != "fwd" or name != "grad_out")
     }
     found = tensor_maps.maps_of(kernel, views, rows, columns, dilations)
     return found if isinstance(found, str) else ""
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor."""
+    inner_first = (max(length, 1) for length in shape[:0:-1])
+    return tuple(accumulate(inner_first, int.__mul__, initial=1))[::-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,9 @@ from nbattn import Axis, BackendError, Mask
 from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.tiles import Build
+from nbattn.grids import grids_of
+from nbattn.planner import planner
+from nbattn.program.request import request_of
 
 Count = Callable[[str, int], None]
 Space = tuple[int, ...]
@@ -35,8 +39,8 @@ def test_cuda_plans_compute_their_masks(
     mask, queries, keys = drawn
     plan = planned(
         mask,
-        (1, *queries, 2, 32),
-        key_shape=(1, *keys, 1, 32),
+        (1, *queries, 2, 64),
+        key_shape=(1, *keys, 1, 64),
         training=training,
         require=(family,),
     )
@@ -56,6 +60,24 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"head": 20, "require": ("mma",)}, "window+mma: takes a head_dim divisible by 8, not 20"),
     ({"head": 264, "require": ("mma",)}, "window+mma: takes a head_dim of 16 to 256, not 264"),
     ({"value_dim": 8, "require": ("mma",)}, "window+mma: takes a value_dim of 16 to 256, not 8"),
+    *(({"device": device(name), "require": ("wgmma",)},
+       f"window+wgmma: needs sm_90, not {name}: no other architecture has wgmma")
+      for name in ("sm_80", "sm_89", "sm_100", "sm_103", "sm_120")),
+    ({"dtype": "float32", "require": ("wgmma",)},
+     "window+wgmma: takes float16, bfloat16, not float32"),
+    ({"head": 72, "require": ("wgmma",)},
+     "window+wgmma: takes a head_dim of 64, 80, 96, 128, 192 or 256, not 72"),
+    ({"head": 64, "value_dim": 32, "require": ("wgmma",)},
+     "window+wgmma: takes a value_dim of 64, 80, 96, 128, 192 or 256, not 32"),
+    ({"head": 192, "training": True, "require": ("wgmma",)},
+     "window+wgmma: takes a head_dim up to 128 in training, not 192"),
+    ({"head": 64, "key_range": True, "require": ("wgmma",)},
+     "window+wgmma: has no key_range: a tensor map copies whole boxes, and what is outside may be "
+     "NaN"),
+    ({"head": 64, "relative_bias": True, "require": ("wgmma",)},
+     "window+wgmma: has no relative_bias: their threads have no registers left for it"),
+    ({"head": 64, "alibi_slopes": True, "require": ("wgmma",)},
+     "window+wgmma: has no alibi_slopes: their threads have no registers left for them"),
     ({"head": 520}, "window+simt: takes a head_dim of 1 to 512, not 520"),
     ({"device": device("sm_90", providers=())},
      "cuda/window: needs CuPy and NVRTC, which are not installed: "
@@ -82,13 +104,89 @@ def test_each_limit_of_cuda_has_a_reason(named: dict[str, Any], text: str) -> No
     assert text in str(error.value)
 
 
+def test_packed_grids_have_no_tensor_maps() -> None:
+    """And are run by the kernels of warps."""
+    grids = {"grids": grids_of([(40, 40), (30, 60)]), "device": device("sm_90"), "backend": "cuda"}
+    mask, shape = Mask.neighborhood((7, 7)), (3400, 4, 64)
+    assert nbattn.plan(mask, shape, **grids).chosen.name == "cuda/window+mma"
+    with pytest.raises(BackendError, match="has no packed grids: each would need its own tensor"):
+        nbattn.plan(mask, shape, **grids, require=("wgmma",))
+
+
+def test_tensors_of_any_strides_may_have_no_tensor_maps() -> None:
+    shape = (1, 64, 64, 4, 64)
+    named = {"dtype": "bfloat16", "device": device("sm_90"), "backend": "cuda"}
+    request = request_of(Mask.neighborhood((7, 7)), shape, shape, value_dim=64, **named)
+    for layout in ("contiguous", "packed"):
+        plan = planner.make(replace(request, layout=layout, require=("wgmma",)))
+        assert plan.chosen.name == "cuda/window+wgmma"
+    strided = replace(request, layout="strided")
+    assert planner.make(strided).chosen.name == "cuda/window+mma"
+    with pytest.raises(BackendError, match="takes contiguous or packed query, key and value: not "):
+        planner.make(replace(strided, require=("wgmma",)))
+
+
+def test_dilations_have_the_tensor_maps_that_a_launch_has_room_for() -> None:
+    """Steps of up to 8 positions, last axes that the dilation divides, and few classes."""
+    for dilation, space, training in (
+        ((4, 8), (61, 67), True),  # steps
+        ((1, 40), (20, 640), True),  # channels
+        ((8,), (1009,), False),  # eight maps for each of three tensors
+        ((6,), (1009,), True),  # six for each of four
+    ):
+        mask = Mask.neighborhood((3,) * len(space), dilation=dilation)
+        plan = planned(mask, (1, *space, 2, 64), require=("wgmma",), training=training)
+        assert plan.verify()
+    for dilation, training in ((9, False), (7, True)):
+        mask = Mask.neighborhood((3,), dilation=dilation)
+        with pytest.raises(BackendError, match="takes what tensor maps can say: the tensors need "):
+            planned(mask, (1, 1009, 2, 64), require=("wgmma",), training=training)
+
+
+def test_heads_are_not_packed_into_rows_of_warpgroups() -> None:
+    plan = planned(
+        Mask.sliding_window(100, 0, align="bottom-right"), (1, 1, 32, 64),
+        key_shape=(1, 4096, 4, 64), require=("wgmma",),
+    )  # fmt: skip
+    assert arguments(plan).packed == 1
+    assert arguments(plan).forward.row_count == 128
+
+
+def test_extra_keys_in_a_range_are_taken_by_warpgroups() -> None:
+    plan = planned(
+        Mask(*[Axis(3, 3, border="wrap")] * 2), (1, 40, 40, 4, 128), extra_keys=9, sink=True,
+        extra_range=True, softcap=9.0, training=True, require=("wgmma",), packed=True,
+    )  # fmt: skip
+    assert plan.chosen.name == "cuda/window+wgmma"
+    build = arguments(plan).build
+    assert build == Build("bfloat16", 128, 128, True, True, extra=True, extra_range=True)
+    for kernel, tiles in (("fwd", arguments(plan).forward), ("dq", arguments(plan).grad_query)):
+        assert tiles is not None
+        variant = cuda_tiles.variant(kernel, tiles, build, grads=0, vector=True)
+        assert {"-DNB_EXTRA_RANGE=1", "-DNB_SOFTCAP=1"} <= {*variant.options}
+
+
 def test_the_planner_chooses_per_shape() -> None:
-    """Several axes and dilation: the kernels; one dense axis: Flash or torch; tiny heads: without
-    tensor cores.
+    """Several axes and dilation: the kernels, on sm_90 those of warpgroups; one dense
+    axis: Flash or torch; tiny heads: without tensor cores.
     """
     for mask, shape, named, wanted in (
-        (Mask.neighborhood((80, 80)), (1, 256, 256, 24, 128), {}, "cuda/window+mma"),
+        (Mask.neighborhood((80, 80)), (1, 256, 256, 24, 128), {}, "cuda/window+wgmma"),
+        (Mask.neighborhood((18, 24, 24)), (1, 30, 48, 80, 24, 128), {}, "cuda/window+wgmma"),
+        (
+            Mask.neighborhood((80, 80)),
+            (1, 256, 256, 24, 128),
+            {"device": device("sm_80")},
+            "cuda/window+mma",
+        ),
+        (
+            Mask.neighborhood((80, 80)),
+            (1, 256, 256, 24, 128),
+            {"forbid": ("wgmma",)},
+            "cuda/window+mma",
+        ),
         (Mask.neighborhood((13, 13), dilation=4), (8, 224, 224, 4, 64), {}, "cuda/window+mma"),
+        (Mask.neighborhood((13, 13)), (1, 16, 16, 4, 64), {"backend": "cuda"}, "cuda/window+mma"),
         (Mask.neighborhood((7, 7)), (8, 56, 56, 2, 32), {"dtype": "float32"}, "cuda/window+simt"),
         (Mask.causal(), (1, 8192, 32, 128), {}, "sdpa/causal"),
         (Mask.neighborhood((7, 7)), (8, 56, 56, 2, 20), {"forbid": ("tiled",)}, "cuda/window+simt"),
