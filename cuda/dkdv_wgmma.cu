@@ -145,6 +145,7 @@ struct Consumer {
       arena.grads().release(n - 1);
     }
     arena.grads().wait_full(n);
+    wgmma_fence();
     dot_async<kColumns, kValueDim, ValueVectors, GradVectors>(grads.at[0], arena.value().k_major(64 * group),
                                                               arena.grad_out(n).k_major());
     wgmma_commit();

@@ -52,6 +52,7 @@ struct Consumer {
       arena.keys().release(n - 1);
     }
     arena.values().wait_full(n);
+    wgmma_fence();
     dot_async<kColumns, kValueDim, GradVectors, ValueVectors>(
         grads.at[0], GradVectors(arena.base + QueryVectors::kBytes).k_major(64 * group), arena.value(n).k_major());
     wgmma_commit();

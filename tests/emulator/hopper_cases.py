@@ -1,4 +1,6 @@
-"""The problems on which bugs are put into the kernels of sm_90a: each reaches what others do not."""
+"""The problems on which bugs are put into the kernels of sm_90a: each reaches what others do
+not.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The tensor maps of a problem for the kernels of sm_90a, computed without the code that the backend
-uses, so that a mistake of either shows.
+"""The tensor maps of a problem for the kernels of sm_90a, computed without the code that the
+backend uses, so that a mistake of either shows.
 """
 
 from __future__ import annotations

@@ -33,4 +33,4 @@ def disassembled(cubin: bytes) -> str:
 
 def instructions(text: str) -> Counter[str]:
     """How often every instruction is in nvdisasm's text."""
-    return Counter(re.findall(r"\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]+)", text))
+    return Counter(re.findall(r"\*/\s+(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.x]+)", text))

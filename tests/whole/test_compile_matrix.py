@@ -21,7 +21,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -73,13 +73,16 @@ SIZES = (
 GRIDS = ((2, False, TWO), (2, True, TWO), (1, False, ("90a",)), (3, False, ("90a",)))
 
 
+GROUP_SIZES = (64, 80, 96, 128, 192, 256)
+
+
 @dataclass(frozen=True)
 class Case:
     """A variant for one target."""
 
     variant: Variant
     target: str
-    family: str  # "mma", "simt", or "" of the kernel without tiles
+    family: str  # "mma", "simt", "wgmma", or "" of the kernel without tiles
     channels: int
     vector: bool
 
@@ -103,7 +106,8 @@ class Case:
     @property
     def is_counted(self) -> bool:
         """Whether the instructions of its visits are counted."""
-        return self.family == "mma" and self.vector and self.target in DISASSEMBLED
+        tensor_cores = self.family == "wgmma" or (self.family == "mma" and self.vector)
+        return tensor_cores and self.target in DISASSEMBLED
 
 
 _USUAL = {
@@ -127,7 +131,8 @@ def variants_of(
 
 def largest(kernel: str, family: str, build: Build) -> Tiles:
     """The most rows, and the most columns with them: what large problems get."""
-    legal = cuda_tiles.legal_tiles(kernel, family, (1, 2), build, ANYWHERE)
+    memory = TARGETS["90a"] if family == "wgmma" else ANYWHERE
+    legal = cuda_tiles.legal_tiles(kernel, family, (1, 2), build, memory)
     return max(legal, key=lambda tiles: (tiles.row_count, tiles.area))
 
 
@@ -142,6 +147,7 @@ def quick() -> Iterator[Case]:
         yield from variants_of(kernel, largest(kernel, "mma", odd), odd, "80", vector=False)
         yield from variants_of(kernel, largest(kernel, "simt", double), double, "90a")
     yield from added()
+    yield from of_warpgroups(((64, 64), (128, 128)))
     for target in ("75", "90a", "120"):
         yield delta(target)
 
@@ -192,11 +198,32 @@ def added() -> Iterator[Case]:
         yield from variants_of(cuda_tiles.TABLE, tiles, build, target)
 
 
+def of_warpgroups(sizes: Iterable[tuple[int, int]], **options: bool) -> Iterator[Case]:
+    """The largest tiles of two and of three warpgroups."""
+    for (head, value), kernel in product(sizes, KERNELS):
+        build = Build("bfloat16", head, value, **options)
+        legal = cuda_tiles.legal_tiles(kernel, "wgmma", (1, 2), build, TARGETS["90a"])
+        for groups in (2, 3):
+            tiles = [tiles for tiles in legal if tiles.warpgroups == groups]
+            if tiles:
+                most = max(tiles, key=lambda tiles: (tiles.area, tiles.stages))
+                yield from variants_of(kernel, most, build, "90a")
+
+
+ALL = {"two_runs": True, "softcap": True, "extra": True, "extra_range": True}
+
+
 def others() -> Iterator[Case]:
     """What has a budget and is not in the quick profile."""
     known = {case.id for case in quick()}
-    cases = {case.id: case for case in (*alone(), *other_targets(), *table())}
+    cases = {case.id: case for case in (*alone(), *other_targets(), *table(), *wide_groups())}
     yield from (case for name, case in cases.items() if name not in known)
+
+
+def wide_groups() -> Iterator[Case]:
+    """The other sizes of heads, and all features at once."""
+    yield from of_warpgroups(((80, 80), (96, 96), (192, 192), (256, 256), (192, 128), (64, 128)))
+    yield from of_warpgroups(((64, 64), (128, 128)), **ALL)
 
 
 def table() -> Iterator[Case]:
@@ -236,6 +263,16 @@ def deep() -> Iterator[Case]:
             for tiles in tiles_by_size.values():
                 yield from variants_of(kernel, tiles, build, target, vector=not features)
     yield from deep_added()
+    yield from deep_groups()
+
+
+def deep_groups() -> Iterator[Case]:
+    """Every tile of warpgroups at every pair of sizes of heads, without features and with all."""
+    for kernel, head, value in product(KERNELS, GROUP_SIZES, GROUP_SIZES):
+        for options in ({}, ALL):
+            build = Build("float16", head, value, **options)
+            for tiles in cuda_tiles.legal_tiles(kernel, "wgmma", (1, 2), build, TARGETS["90a"]):
+                yield from variants_of(kernel, tiles, build, "90a")
 
 
 def deep_added() -> Iterator[Case]:
@@ -256,7 +293,7 @@ def deep_added() -> Iterator[Case]:
 def problems(case: Case, compiled: Compiled) -> list[str]:
     """What the compiler's report shows that no kernel may have."""
     facts, faults = compiled.usage, []
-    tight = case.family == "mma" and case.channels <= SPILL_FREE
+    tight = case.family == "wgmma" or (case.family == "mma" and case.channels <= SPILL_FREE)
     if tight and (facts.stack or facts.spill_stores or facts.spill_loads):
         faults.append(
             f"{facts.stack} bytes of stack, {facts.spill_stores} and {facts.spill_loads} of spills"
@@ -267,7 +304,9 @@ def problems(case: Case, compiled: Compiled) -> list[str]:
         faults.append(f"{case.variant.shared_bytes} bytes of shared memory: {TARGETS[case.target]}")
     if facts.registers * case.variant.threads > 65536:
         faults.append(f"{facts.registers} registers of {case.variant.threads} threads")
-    faults += [line for line in compiled.log.splitlines() if "warning" in line.lower()]
+    # ptxas only informs where it makes products wait for each other, or ignores setmaxnreg.
+    bad = re.compile("warning|serializ|setmaxnreg", re.IGNORECASE)
+    faults += [line for line in compiled.log.splitlines() if bad.search(line)]
     return faults
 
 
@@ -286,6 +325,17 @@ def instruction_problems(case: Case, sass: Counter[str]) -> list[str]:
         faults += [f"{name} rounds" for name in sass if re.match(r"HMMA\.\d+\.F16", name)]
         if case.channels <= SPILL_FREE:
             faults += [f"{some(name)} {name}" for name in ("LDL", "STL") if some(name)]
+    elif case.family == "wgmma":
+        dtype = mma.removeprefix("HMMA.16816")
+        of_type = [name for name in sass if re.fullmatch(rf"HGMMA\.64x\d+x16{dtype}", name)]
+        faults += [] if of_type else [f"no HGMMA of {dtype}"]
+        faults += [f"{name} rounds" for name in sass if re.match(r"HGMMA\.\w+\.F16", name)]
+        wanted = ["UTMALDG.5D", "STSM.16.M88.4", "SYNCS", "USETMAXREG"]
+        faults += [f"no {name}" for name in wanted if not some(name)]
+        faults += [f"{some(name)} {name}" for name in ("LDL", "STL", "HMMA") if some(name)]
+        # One wait for groups after each of few products: more of them make products wait in turn.
+        if some("WARPGROUP.DEPBAR") >= some("HGMMA") // 2:
+            faults.append(f"{some('WARPGROUP.DEPBAR')} waits for {some('HGMMA')} HGMMAs")
     else:
         wanted = "DFMA" if constants["NB_DTYPE"] == 3 else "FFMA"
         faults += [] if some(wanted) else [f"no {wanted}"]
