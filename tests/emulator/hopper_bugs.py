@@ -69,6 +69,9 @@ BARRIERS = [  # stages and their barriers
     Bug("visits that the copying lane does not see", VISITS,
         "fill(visits.ring[(n + lane) % Visits::kRing], n + lane);\n  __syncwarp();\n",
         "fill(visits.ring[(n + lane) % Visits::kRing], n + lane);\n", "fwd", "ring", "C"),
+    Bug("lanes ahead of the one that copies", VISITS,
+        "  __syncwarp();  // no lane is ahead of the one that copies: consumers have left the visits"
+        " that are overwritten\n", "", "fwd", "ring", "ELRC"),
     Bug("a batch of visits over those in use", VISITS, "kBatch = 16, kRing = 2 * kBatch,",
         "kBatch = 16, kRing = kBatch,", "fwd", "ring", "C"),
 ]
