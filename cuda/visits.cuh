@@ -38,6 +38,7 @@ template <class Fill>
 NB_DEVICE void stage_visits(const Visits& visits, int n, int total, const Fill& fill) {
   if (n % Visits::kBatch) return;
   const int lane = threadIdx.x % 32;
+  __syncwarp();  // no lane is ahead of the one that copies: consumers have left the visits that are overwritten
   if (lane < Visits::kBatch && n + lane < total) fill(visits.ring[(n + lane) % Visits::kRing], n + lane);
   __syncwarp();
 }

@@ -75,6 +75,8 @@ EXPLORER_STATE = "nbattn/explorer/assets/explorer.js"
 EXPLORER_STYLE = "nbattn/explorer/assets/explorer.css"
 CUDA = "nbattn/backends/cuda/run.py"
 LAYOUT = "nbattn/kernels/layout.py"
+TENSOR_MAPS = "nbattn/kernels/tensor_maps.py"
+CUDA_RUN = "nbattn/backends/cuda/run.py"
 NATIVE = "nbattn/backends/native/run.py"
 CPU_KERNELS, CPU_TILES, CPU_VISIT = "cpu/kernels.cpp", "cpu/tiles.h", "cpu/visit.h"
 CPU_FORWARD, CPU_BACKWARD, CPU_WORKER = "cpu/forward.h", "cpu/backward.h", "cpu/worker.h"
@@ -1301,6 +1303,46 @@ MUTANTS = [
            "class _Argument:", "kernels/launch"),
     Mutant("numbers-before-pointers", LAUNCH, "argument.buffer[_POINTERS.size :] = numbers",
            "argument.buffer[: -_POINTERS.size] = numbers", "kernels/launch"),
+    # tensor maps
+    Mutant("uneven-residues-fold", TENSOR_MAPS, "length > 0 and length % dilation == 0",
+           "length > 0", "kernels/tensor_maps"),
+    Mutant("folds-into-other-rows", TENSOR_MAPS, "(dilation - 1) * stride + width <= room",
+           "room", "kernels/tensor_maps"),
+    Mutant("classes-of-one-length", TENSOR_MAPS, "-(-(length - residue) // dilation)",
+           "-(-length // dilation)", "kernels/tensor_maps"),
+    Mutant("box-without-its-steps", TENSOR_MAPS, "extent * dilation, dilation)",
+           "extent, dilation)", "kernels/tensor_maps"),
+    Mutant("first-axis-fastest", TENSOR_MAPS, "math.prod(counts[number + 1 :])",
+           "math.prod(counts[:number])", "kernels/tensor_maps"),
+    Mutant("classes-begin-in-elements", TENSOR_MAPS, "_ITEM * sum(map(", "1 * sum(map(",
+           "kernels/tensor_maps"),
+    Mutant("folded-channels-cut", TENSOR_MAPS, "(axes[-1].stride - fold if fold else 0)", "0",
+           "kernels/tensor_maps"),
+    Mutant("heads-merged-anyhow", TENSOR_MAPS, "if not sample or sample == heads * head:",
+           "if True:", "kernels/tensor_maps"),
+    Mutant("heads-beyond-the-token", TENSOR_MAPS, "if width <= token:", "if head:",
+           "kernels/tensor_maps"),
+    Mutant("extra-keys-by-class", TENSOR_MAPS, "else (extra, _PLAIN)", "else (extra, dilations)",
+           "kernels/tensor_maps"),
+    Mutant("every-tensor-has-the-first-map", TENSOR_MAPS, "len(maps), *found", "0, *found",
+           "kernels/tensor_maps backends/cuda/run_boxes"),
+    Mutant("extra-rows-read-one-class", TENSOR_MAPS, "if dilations == _PLAIN:", "if True:",
+           "kernels/tensor_maps"),
+    Mutant("maps-of-the-first-class", TENSOR_MAPS, "pointer + tensor_map.offset", "pointer",
+           "kernels/launch"),
+    Mutant("maps-of-one-dtype", TENSOR_MAPS, '"bfloat16": 9', '"bfloat16": 6', "kernels/launch"),
+    Mutant("maps-of-one-address", LAUNCH, "tensor.data_ptr(), name)", "1 << 40, name)",
+           "kernels/launch"),
+    Mutant("maps-of-another-device-lost", LAUNCH, "tensors, numbers, maps)",
+           "tensors, numbers)", "kernels/launch"),
+    Mutant("uneven-gradients-read", CUDA_RUN, "grad_out if boxes else grad_out.contiguous()",
+           "grad_out", "backends/cuda/run_boxes"),
+    Mutant("gradients-of-more-maps-read", CUDA_RUN, "len(found.maps) <= len(wanted.maps)", "True",
+           "backends/cuda/run_boxes"),
+    Mutant("odd-addresses-read", CUDA_RUN, "name in layout.MAPPED and tensor", "False and tensor",
+           "backends/cuda/run_boxes"),
+    Mutant("packed-rows-anywhere", INPUTS, "step > 0 and step * itemsize % 16 == 0", "True",
+           "backends/inputs"),
     # work in proportion to a length, and caches that miss
     Mutant("plans-key-by-key", PLANNER, "    offered = candidates(request, request.axes())\n",
            "    offered = candidates(request, request.axes())\n"

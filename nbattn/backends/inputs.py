@@ -115,7 +115,8 @@ def layout_of(query: Tensor, key: Tensor, value: Tensor) -> str:
     """Returns the layout of q, k, v, a name of `program.request.LAYOUTS`.
 
     "packed" means that one projection computed q, k and v: they are parts of the rows of one
-    tensor. In cross attention only keys and values are, and queries are a separate tensor.
+    tensor, which begin at multiples of 16 bytes as tensor maps need it. In cross attention only
+    keys and values are, and queries are a separate tensor.
     """
     if query.is_contiguous() and key.is_contiguous() and value.is_contiguous():
         return "contiguous"
@@ -126,9 +127,11 @@ def layout_of(query: Tensor, key: Tensor, value: Tensor) -> str:
 
 
 def _side_by_side(first: Tensor, second: Tensor) -> bool:
-    """Whether the rows of two tensors are parts of the same longer rows."""
+    """Whether the rows of two tensors are parts of the same longer rows, all of them apart."""
+    steps, itemsize = first.stride()[:-2], first.element_size()
     return (
-        first.stride()[:-2] == second.stride()[:-2]
+        steps == second.stride()[:-2]
+        and all(step > 0 and step * itemsize % 16 == 0 for step in steps)
         and first.stride()[-2:] == (first.shape[-1], 1)
         and second.stride()[-2:] == (second.shape[-1], 1)
         and first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()

@@ -124,26 +124,21 @@ def boxes_of(
     """
     batch, *space, heads, channels = view.shape
     strides = layout.on_three_axes(view.shape, view.strides)
-    lengths = (*(1,) * (_AXES - len(space)), *space)
-    long = {
-        name: stride
-        for name, size, stride in zip(
-            ("batch", "axis 0", "axis 1", "axis 2", "head"),
-            (batch, *lengths, heads),
-            strides[:-1],
-            strict=True,
-        )
-        if size > 1
-    }
+    first = len(space) - _AXES  # as numbers of the tensor's axes; those below 0 are not there
+    lengths = (*(1,) * -first, *space)
+    names = ("batch", *(f"axis {number}" for number in range(first, len(space))), "head")
+    dimensions = zip(names, (batch, *lengths, heads), strides[:-1], strict=True)
+    long = {name: stride for name, size, stride in dimensions if size > 1}
     reason = _wrong_channels(channels, strides[-1]) or _wrong_strides(long)
     placed = reason or _heads(batch, heads, channels, long)
     if isinstance(placed, str):
         return f"{tensor}: {placed}"
-    within = {"axis 2", "head"} if placed.inner else {"axis 2"}
+    within = names[-2:] if placed.inner else names[-2:-1]
     room = min((stride for name, stride in long.items() if name not in within), default=_SIZE)
     rooms = (0, 0, room)  # only residues of the last axis can be among the channels
     axes: list[_Axis] = []
-    for number, given in enumerate(zip(lengths, strides[1:4], tile, dilations, rooms, strict=True)):
+    every = zip(lengths, strides[1:4], tile, dilations, rooms, strict=True)
+    for number, given in enumerate(every, first):
         axis = _axis(placed.width, *given)
         if isinstance(axis, str):
             return f"{tensor}, axis {number}: {axis}"

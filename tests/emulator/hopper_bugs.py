@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from emulator.bug_table import Bug
 
 FWD, DQ, DKDV = "fwd_wgmma.cu", "dq_wgmma.cu", "dkdv_wgmma.cu"
@@ -37,7 +39,7 @@ BARRIERS = [  # stages and their barriers
         "      wgmma_wait<0>();\n      pin(out.at[0]);\n      arena.values().release(n - 1);\n",
         "      arena.values().release(n - 1);\n      wgmma_wait<0>();\n      pin(out.at[0]);\n",
         "fwd", "line", "C"),
-    Bug("keys are released before the gradients' product", DQ,
+    Bug("keys are released before gradients use them", DQ,
         "      wgmma_wait<1>();\n      pin(sums.at[0]);\n      arena.keys().release(n - 1);\n",
         "      arena.keys().release(n - 1);\n      wgmma_wait<1>();\n      pin(sums.at[0]);\n",
         "dq", "line", "C"),
@@ -69,6 +71,9 @@ BARRIERS = [  # stages and their barriers
     Bug("visits that the copying lane does not see", VISITS,
         "fill(visits.ring[(n + lane) % Visits::kRing], n + lane);\n  __syncwarp();\n",
         "fill(visits.ring[(n + lane) % Visits::kRing], n + lane);\n", "fwd", "ring", "C"),
+    Bug("lanes ahead of the one that copies", VISITS,
+        "  __syncwarp();  // no lane is ahead of the one that copies: consumers have left the"
+        " visits that are overwritten\n", "", "fwd", "ring", "ELRC"),
     Bug("a batch of visits over those in use", VISITS, "kBatch = 16, kRing = 2 * kBatch,",
         "kBatch = 16, kRing = kBatch,", "fwd", "ring", "C"),
 ]
@@ -127,8 +132,12 @@ TILES = [  # swizzles, descriptors, steps
     Bug("the last box is not copied", BOXES, "for (int b = 0; b < Tile::kBoxes; ++b)",
         "for (int b = 0; b < Tile::kBoxes - 1; ++b)", "fwd", "wide", "ELRC"),
     Bug("rows of another size over others' queries", FWD,
-        "    if (kHeadDim != kValueDim) wait_for_consumers();", "    if (false)"
-        " wait_for_consumers();", "fwd", "bigger", "RC"),
+        "    else wait_for_consumers();\n", "", "fwd", "bigger", "RC"),
+    Bug("rows over queries that another warp uses", FWD,
+        "    if (kHeadDim == kValueDim) wait_for_group(group);\n    else wait_for",
+        "    if (kHeadDim != kValueDim) wait_for", "fwd", "line", "C"),
+    Bug("rows over keys that another warp uses", DKDV, "    wait_for_group(group);", "", "dkdv",
+        "line", "C"),
 ]
 PLACES = [  # where boxes are
     Bug("residues are not folded", BOXES, "if (axis == 2) origin.inner += residue * b.fold;", "",
@@ -197,8 +206,11 @@ RANGES = [  # extra keys outside extra_range
     Bug("others' part of what is cleared", ROWS, "    wait_for_consumers();\n", "", "fwd", "text",
         "RC"),
     Bug("the last extra values stay", FWD, "    clear(total - 1);\n", "", "fwd", "text", "ELRC"),
-    Bug("gradients of extra keys outside", DKDV, "clear_row(sums, 0, h);", "{}", "dkdv", "text",
-        "ELRC"),
+    Bug("gradients of extra keys outside, wgmma", DKDV, "clear_row(sums, 0, h);", "{}", "dkdv",
+        "text", "ELRC"),
 ]
 # fmt: on
-BUGS = [*BARRIERS, *PRODUCTS, *TILES, *PLACES, *TURNS, *RANGES]
+BUGS = [
+    replace(bug, case=f"{bug.case}-wgmma")
+    for bug in (*BARRIERS, *PRODUCTS, *TILES, *PLACES, *TURNS, *RANGES)
+]

@@ -66,3 +66,4 @@ CASES: dict[str, Problem] = {
     "bigger": _problem(Mask(Axis(230, 70)), (150,), (150,), head_dim=64, value_dim=256),
 }
 # fmt: on
+CASES = {f"{name}-wgmma": case for name, case in CASES.items()}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 import torch
 from emulator import build
 from emulator import hopper_primitives as hopper
-from emulator.launcher import MODES, Counts, KernelError, Launcher, Mode
+from emulator.launcher import MODES, Counts, Launcher, Mode
 from emulator.primitives import numbers
 from torch import Tensor
 
