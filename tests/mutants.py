@@ -56,6 +56,9 @@ SDPA_KERNELS = "nbattn/backends/dense/kernels.py"
 CUDA_MEANING = "nbattn/backends/cuda/meaning.py"
 CUDA_PIPES = "nbattn/backends/cuda/pipes.py"
 CUDA_TILES = "nbattn/backends/cuda/tiles.py"
+GROUP_LIMITS = "nbattn/backends/cuda/group_limits.py"
+GROUP_PIPES = "nbattn/backends/cuda/group_pipes.py"
+CUDA_CHOICE = "nbattn/backends/cuda/choice.py"
 TILE_COUNTS = "nbattn/program/tile_counts.py"
 TILE_TRAVERSAL = "nbattn/program/tile_traversal.py"
 WEIGHTS, MASK_TABLES = "nbattn/weights.py", "nbattn/mask_tables.py"
@@ -398,6 +401,49 @@ MUTANTS = [
     Mutant("cuda-memory", CUDA_MEANING, "dict.fromkeys((86, 89, 120, 121), 99 << 10)",
            "dict.fromkeys((86, 89, 120, 121), 163 << 10)",
            "backends/cuda/tiles"),
+    # the CUDA kernels of warpgroups
+    Mutant("groups-on-any-device", GROUP_LIMITS, "needs.device.capability != _CAPABILITY",
+           "(needs.device.capability or 0) < _CAPABILITY", "backends/cuda/candidates"),
+    Mutant("groups-train-wide-heads", GROUP_LIMITS, "needs.training and size > SPLIT",
+           "needs.training and size > 2 * SPLIT", "backends/cuda/candidates"),
+    Mutant("groups-of-strided-tensors", GROUP_LIMITS, 'request.layout == "strided"',
+           'request.layout == "packed"', "backends/cuda/candidates"),
+    Mutant("groups-with-key-ranges", GROUP_LIMITS, '    "key_range": "a tensor map copies whole',
+           '    "sink": "a tensor map copies whole', "backends/cuda/candidates"),
+    Mutant("groups-without-maps-of-classes", GROUP_LIMITS,
+           "if max(dilations) == 1 and _elements", "if _elements", "backends/cuda/candidates"),
+    Mutant("groups-of-empty-tensors", GROUP_LIMITS, "max(length, 1) for length in",
+           "length for length in", "backends/cuda/candidates"),
+    Mutant("groups-without-origins", CUDA_TILES, "+ 16 + _ORIGIN_BYTES", "+ 16",
+           "backends/cuda/tiles"),
+    Mutant("groups-with-one-barrier", CUDA_TILES, "(stage + 2 * 16)", "(stage + 16)",
+           "backends/cuda/tiles"),
+    Mutant("groups-without-packed-weights", CUDA_TILES, "(kernel != \"fwd\")) // 2 + columns // 4",
+           "(kernel != \"fwd\")) // 2", "backends/cuda/tiles"),
+    Mutant("groups-with-few-stages", CUDA_TILES, "64, (4, 3, 2)", "64, (2, 3, 4)",
+           "backends/cuda/tiles"),
+    Mutant("groups-whose-products-wait", CUDA_TILES, '"dkdv": {2: 176', '"dkdv": {2: 208',
+           "backends/cuda/tiles"),
+    Mutant("groups-with-copies-by-threads", CUDA_TILES, "{} if tiles.warpgroups else {",
+           "{", "backends/cuda/tiles"),
+    Mutant("groups-of-packed-heads", CUDA_CHOICE, 'instructions != "wgmma" and _packs',
+           "_packs", "backends/cuda/candidates"),
+    Mutant("groups-with-any-rows", CUDA_CHOICE, "least = min(tiles", "least = max(tiles",
+           "backends/cuda/group_pipes"),
+    Mutant("groups-timed-as-warps", CUDA_CHOICE, "group_pipes if one.tiles.warpgroups else pipes",
+           "pipes", "backends/cuda/group_pipes"),
+    Mutant("groups-overlap-all", GROUP_PIPES, "EXPOSED = 0.6", "EXPOSED = 0.0",
+           "backends/cuda/group_pipes"),
+    Mutant("groups-issue-once", GROUP_PIPES, '"issue": groups * issued', '"issue": issued',
+           "backends/cuda/group_pipes"),
+    Mutant("groups-masks-are-free", GROUP_PIPES, "issued += masked *", "issued += 0 *",
+           "backends/cuda/group_pipes"),
+    Mutant("groups-l2-unread", GROUP_PIPES, "mine * max(work, read)", "mine * work",
+           "backends/cuda/group_pipes"),
+    Mutant("groups-copy-for-each", GROUP_PIPES, "columns, build) + _copied(columns, build)) /",
+           "columns, build) + groups * _copied(columns, build)) /", "backends/cuda/group_pipes"),
+    Mutant("groups-are-not-shipped", CUDA_TILES, 'for instructions in ("mma", "wgmma")',
+           'for instructions in ("mma", "mma")', "backends/cuda/tiles"),
     Mutant("cuda-row-tiles", TILE_COUNTS, "classes = min(axis.spec.dilation, length)",
            "classes = 1", "program/tile_counts"),
     Mutant("cuda-extra-blocks", CUDA, "-(-extra // tiles.row_count) if inverse else 0)",

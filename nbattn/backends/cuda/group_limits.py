@@ -27,8 +27,8 @@ _TENSORS = (
 )
 _WHY = {
     "key_range": "a tensor map copies whole boxes, and what is outside may be NaN",
-    "relative_bias": "their threads have no registers left for it",
-    "alibi_slopes": "their threads have no registers left for them",
+    "relative_bias": "its threads have no registers left for it",
+    "alibi_slopes": "its threads have no registers left for them",
 }
 
 

@@ -75,9 +75,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
      "window+wgmma: has no key_range: a tensor map copies whole boxes, and what is outside may be "
      "NaN"),
     ({"head": 64, "relative_bias": True, "require": ("wgmma",)},
-     "window+wgmma: has no relative_bias: their threads have no registers left for it"),
+     "window+wgmma: has no relative_bias: its threads have no registers left for it"),
     ({"head": 64, "alibi_slopes": True, "require": ("wgmma",)},
-     "window+wgmma: has no alibi_slopes: their threads have no registers left for them"),
+     "window+wgmma: has no alibi_slopes: its threads have no registers left for them"),
     ({"head": 520}, "window+simt: takes a head_dim of 1 to 512, not 520"),
     ({"device": device("sm_90", providers=())},
      "cuda/window: needs CuPy and NVRTC, which are not installed: "
@@ -233,4 +233,4 @@ def test_a_decode_step_looks_at_one_tile() -> None:
 
     step(4999)()
     for keys in (*range(5000, 5020), 10**9):
-        assert lines(step(keys)) <= 8000
+        assert lines(step(keys)) <= 9000
