@@ -67,7 +67,7 @@ def of_request(request: Request) -> list[Reason]:
     if request.grids is not None:
         reasons.append(Reason("grids", "has no packed grids: each would need its own tensor maps"))
     if request.layout == "strided":
-        text = "takes contiguous or packed query, key and value: not all strides have tensor maps"
+        text = "takes query, key and value with strides that tensor maps can say"
         reasons.append(Reason("layout", text))
     return reasons
 
@@ -84,7 +84,8 @@ def unmapped(kernel: str, tiles: Tiles, request: Request, axes: Axes) -> str:
         tuple(n if step > 1 else 1 for n, step in zip(extents, dilations, strict=True))
         for extents in (tiles.rows, tiles.columns)
     )
-    return _unmapped(kernel, rows, columns, tuple(dilations), _Shapes.of(request))
+    folds = request.layout != "regular"
+    return _unmapped(kernel, rows, columns, tuple(dilations), _Shapes.of(request), folds)
 
 
 def _elements(request: Request) -> int:
@@ -123,15 +124,20 @@ class _Shapes(NamedTuple):
 
 @lru_cache(4096)
 def _unmapped(
-    kernel: str, rows: Extents, columns: Extents, dilations: Extents, shapes: _Shapes
+    kernel: str,
+    rows: Extents,
+    columns: Extents,
+    dilations: Extents,
+    shapes: _Shapes,
+    folds: bool,
 ) -> str:
-    """The same of contiguous tensors; packed ones differ in strides only."""
+    """The same of contiguous tensors; others differ in strides only, which may forbid to fold."""
     views = {
         name: View(shape, _contiguous(shape))
         for name, shape in shapes._asdict().items()
         if shape and (kernel != "fwd" or name != "grad_out")
     }
-    found = tensor_maps.maps_of(kernel, views, rows, columns, dilations)
+    found = tensor_maps.maps_of(kernel, views, rows, columns, dilations, folds=folds)
     return found if isinstance(found, str) else ""
 
 
