@@ -74,8 +74,9 @@ BARRIERS = [  # stages and their barriers
     Bug("lanes ahead of the one that copies", VISITS,
         "  __syncwarp();  // no lane is ahead of the one that copies: consumers have left the"
         " visits that are overwritten\n", "", "fwd", "ring", "ELRC"),
-    Bug("a batch of visits over those in use", VISITS, "kBatch = 16, kRing = 2 * kBatch,",
-        "kBatch = 16, kRing = kBatch,", "fwd", "ring", "C"),
+    Bug("a batch of visits over those in use", VISITS,
+        "kRing = 2 * kBatch, kBytes = kRing * 48;", "kRing = kBatch, kBytes = 2 * kRing * 48;",
+        "fwd", "ring", "C"),
 ]
 PRODUCTS = [  # asynchronous products and their registers
     Bug("no fence before gradients' product", DQ, "    pin(products);\n    wgmma_fence();\n",

@@ -41,6 +41,13 @@ struct Copy {  // one cp.async of a thread
   int arrivals;  // mbarrier_arrive_after_copies of this thread before it
 };
 
+struct Registers {  // that products have used
+  const void* at;
+  int bytes;
+  bool fenced;    // since a wait gave them back
+  uint64_t sum;  // a checksum at the last fence
+};
+
 struct Fiber : Thread {
   void* stack_pointer;
   const char* waits;  // what it waits for; null if it runs or is ready to run
@@ -50,7 +57,8 @@ struct Fiber : Thread {
   std::vector<Copy> copies;  // not written yet
   int copy_arrivals;         // mbarrier_arrive_after_copies so far
   int products, product_groups;  // of wgmma: issued; committed
-  bool product_fence;
+  std::vector<Registers> product_registers;
+  bool product_fence;        // since the start
   int registers, register_changes;
 };
 

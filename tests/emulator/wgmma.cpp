@@ -128,6 +128,35 @@ void check_untouched(const Sums& sums, int thread, int first_thread, const Produ
          p.site.line);
 }
 
+uint64_t checksum(const Registers& r) {
+  uint64_t sum = 0;
+  for (int i = 0; i < r.bytes / 4; ++i) {
+    uint32_t word;
+    std::memcpy(&word, static_cast<const unsigned char*>(r.at) + 4 * i, 4);
+    sum = (sum ^ word) * 0x9e3779b97f4a7c15;
+  }
+  return sum;
+}
+
+Registers& registers_at(Fiber& fiber, const void* at, int bytes) {
+  for (Registers& r : fiber.product_registers)
+    if (r.at == at && r.bytes == bytes) return r;
+  fiber.product_registers.push_back({at, bytes, true, 0});
+  Registers& r = fiber.product_registers.back();
+  r.sum = checksum(r);
+  return r;
+}
+
+// Registers that a product begins to use: the thread has not touched them since its last fence.
+void check_fenced(Fiber& fiber, const void* at, int bytes, bool reads, Site site) {
+  const Registers& r = registers_at(fiber, at, bytes);
+  if (!fiber.product_fence || !r.fenced)
+    fail("wgmma at %s:%d: thread %d starts it without wgmma_fence since %s", site.file, site.line, fiber.number,
+         r.fenced ? "its start" : "wgmma_wait gave it these registers");
+  if (launch->check && reads && r.sum != checksum(r))
+    fail("wgmma at %s:%d: thread %d has written its registers after wgmma_fence", site.file, site.line, fiber.number);
+}
+
 // Gives the sums of ended groups back to the registers.
 void hand_back(Warpgroup& w, int first_thread, int ended) {
   for (auto& sums : w.sums) {
@@ -136,6 +165,7 @@ void hand_back(Warpgroup& w, int first_thread, int ended) {
     for (int t = 0; t < kThreads; ++t) {
       check_untouched(*sums, t, first_thread, last);
       for (int i = 0; i < sums->columns / 2; ++i) sums->registers[t][i] = value_of(*sums, t, i);
+      registers_at(fibers[first_thread + t], sums->registers[t], sums->columns * 2).fenced = false;
     }
     sums.reset();
   }
@@ -224,7 +254,15 @@ void check_products_end(const Fiber& fiber) {
     }
 }
 
-void wgmma_fence() { self().product_fence = true; }
+void wgmma_fence() {
+  Fiber& fiber = self();
+  fiber.product_fence = true;
+  for (Registers& r : fiber.product_registers) {
+    r.fenced = true;
+    if (launch->check) r.sum = checksum(r);
+  }
+}
+
 void wgmma_commit() { self().product_groups++; }
 
 void wgmma(float* d, int columns, bool more, bool bfloat16, const uint32_t* a, uint64_t a_descriptor, uint64_t b, Site site) {
@@ -232,8 +270,6 @@ void wgmma(float* d, int columns, bool more, bool bfloat16, const uint32_t* a, u
   const int number = fiber.number / kThreads, lane = fiber.number % kThreads;
   if (number >= kWarpgroups || (number + 1) * kThreads > launch->threads)
     fail("wgmma at %s:%d: thread %d is in no whole warpgroup; %d are emulated", site.file, site.line, fiber.number, kWarpgroups);
-  if (!fiber.product_fence)
-    fail("wgmma at %s:%d: thread %d starts it without wgmma_fence since its last wgmma_wait", site.file, site.line, fiber.number);
   Warpgroup& w = warpgroups[number];
   const Start mine{columns, fiber.product_groups, more, bfloat16, a != nullptr, a_descriptor, b, site,
                    __builtin_return_address(0)};
@@ -241,8 +277,10 @@ void wgmma(float* d, int columns, bool more, bool bfloat16, const uint32_t* a, u
   if (a) {
     p.source[lane] = a;
     std::memcpy(p.fragment[lane], a, 16);
+    check_fenced(fiber, a, 16, true, site);
   }
   if (!p.sums->registers[lane]) {
+    check_fenced(fiber, d, 2 * columns, more, site);
     p.sums->registers[lane] = d;
     for (int i = 0; i < columns / 2; ++i) value_of(*p.sums, lane, i) = d[i];
     std::memset(d, 0xff, columns / 2 * sizeof(float));
@@ -261,7 +299,6 @@ void wgmma_wait(int groups, Site site) {
   if (number >= kWarpgroups || (number + 1) * kThreads > launch->threads)
     fail("wgmma_wait at %s:%d: thread %d is in no whole warpgroup", site.file, site.line, fiber.number);
   Warpgroup& w = warpgroups[number];
-  fiber.product_fence = false;
   if (!w.waiting) {
     w.wait = site;
     w.groups = groups;

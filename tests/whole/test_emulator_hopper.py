@@ -212,3 +212,132 @@ def test_registers_are_handed_over(mode: Mode, cases):
     launch("registers", mode, threads=384, query=query, out=out)
     assert torch.equal(out, torch.where(query < 256, 2 * query, query))
     cases("emulator: primitives", 1)
+
+
+# Mistakes. A message has {line} and {other} where hopper_mistakes.cu marks the lines.
+
+BOX = r"tma_load at hopper_mistakes\.cuh:\d+: "
+IN_FLIGHT = r"touches shared\[\d+\] .* at {line} while a box of .*{other}.* is in flight"
+STARTS = r"wgmma at {line}: thread \d+ starts it without wgmma_fence since "
+MISTAKES = {
+    "too_many_arrivals": r"mbarrier_arrive_expect at {line}: thread 1 arrives at shared\[8192\] .*"
+    r"which waits only for 4096 bytes: phase 0 has its 1 arrivals",
+    "too_few_arrivals": r"deadlock: .*128 at mbarrier_wait in {line}",
+    "too_many_bytes": r"deadlock: .*128 at mbarrier_wait in {line}",
+    "bytes_that_nobody_awaits": r"the block ends while 1 boxes",
+    "wrong_parity": IN_FLIGHT,
+    "no_such_parity": r"mbarrier_wait at {line}: the parity 2 is neither 0 nor 1",
+    "no_barrier_there": r"mbarrier_arrive at {line}: shared\[8200\] .* is no mbarrier; mbarrier_init",
+    "initialised_twice": r"mbarrier_init at {line}: shared\[8192\] .* is an mbarrier already",
+    "overwritten_barrier": r"at {line}: the mbarrier shared\[8192\] .* has been overwritten",
+    "barrier_not_seen": r"race: mbarrier_arrive at {line}: thread 32 uses the mbarrier .*, which "
+    r"thread 0 initialised at {other}, and no barrier between",
+    "no_init_fence": BOX + r"thread 0 has initialised the mbarrier .* without mbarrier_init_fence",
+    "arrives_before_its_copies": r"touches .* at {line} while cp.async of {other} is in flight",
+    "arrives_after_nothing": r"thread \d+ ends without waiting for cp.async at {line}",
+    "waits_without_acquiring": r"race: thread \d+ (reads .* at {line}, .* wrote it at {other}|"
+    r"writes .* at {other}, .* read it at {line})",
+    "box_unaligned": r"tma_load at {line}: thread 0 copies to shared\[128\] .* no multiple of 1024",
+    "box_past_the_end": r"tma_load at {line}: thread 0 copies 4096 bytes to shared\[8320\]",
+    "no_map": r"tma_load at {line}: thread 0 names no tensor map",
+    "box_not_awaited": r"the block ends while 1 boxes or arrivals after copies are in flight",
+    "box_of_another_barrier": r"race: thread \d+ reads .* at {line}, a box wrote it at .*{other}",
+    "box_over_box": r"thread 1 copies a box to .*{other}.* while a box of .*{other}.* is in flight",
+    "box_over_readers": r"race: thread 0 copies a box to .*{other}.*, thread \d+ read it at {line}",
+    "box_without_fence": r"thread 0 copies a box to shared\[0\] .* at .*{other}.*, which thread 0 "
+    r"wrote at {line} without fence_async",
+    "box_over_products": r"race: thread 0 copies a box to .*{other}.*, wgmma at .*{line}.* may still",
+    "products_without_fence": STARTS + "its start",
+    "no_fence_after_wait": STARTS + "wgmma_wait gave it these registers",
+    "writes_after_fence": r"wgmma at {line}: thread \d+ has written its registers after wgmma_fence",
+    "writes_accumulators": r"thread 0 has written the accumulators of wgmma at .* before wgmma_wait",
+    "writes_operands": r"thread 0 has written a register operand of wgmma at {line} before wgmma_w",
+    "products_not_awaited": r"thread \d+ ends without waiting for wgmma at hopper_mistakes\.cuh",
+    "products_not_committed": r"thread \d+ ends without waiting for wgmma at {line}",
+    "different_descriptors": r"the threads of a warpgroup start different products: {line} with .*; "
+    r"thread \d+ {line} with",
+    "products_of_three_warps": r"thread \d+ has started \d products in \d groups at {line}, thread",
+    "products_of_a_warp": r"deadlock: .*32 at wgmma_wait in {line}",
+    "no_fence_async": r"wgmma at .*{other}.* reads shared\[0\] .*, which thread 0 wrote at {line} "
+    r"without fence_async",
+    "fence_before_the_writes": r"which thread 0 wrote at {line} without fence_async",
+    "products_before_a_barrier": r"race: wgmma at .*{other}.* reads .*, thread \d+ wrote it at {line}",
+    "products_of_nothing": r"wgmma at .*{other}.* reads shared\[0\] .*, which nothing has written",
+    "products_of_a_box_in_flight": r"starts wgmma, which reads shared\[0\] .*{other}.* while a box "
+    r"of .*{line}.* is in flight",
+    "writes_over_products": r"race: thread \d+ writes shared\[\d+\] .* at {line}, wgmma at .*{other}",
+    "releases_before_the_wait": r"race: thread 0 writes .* at {line}, wgmma at .*{other}.* may still",
+    "descriptor_without_swizzle": r"the descriptor \w+ has no swizzle, or unknown bits",
+    "descriptor_of_a_second_row": r"wgmma at {line}: the descriptor \w+ begins at \d+, not in the fi",
+    "descriptor_past_the_end": r"wgmma at {line}: row \d+, chunk 0 of the descriptor \w+ is shared",
+    "named_barrier_of_too_many": r"named barrier 1 expects 96 threads at {line}, 128 at {line}",
+    "named_barrier_that_waits": r"deadlock: 64 threads have ended, 64 at named_barrier_sync in {line}",
+    "no_such_named_barrier": r"named_barrier_arrive at {line}: barrier 16 of 0 to 15 for 128 threads",
+    "arrives_twice": r"named_barrier_arrive at {line}: thread 0 comes to barrier 2 twice, and only",
+    "arrivals_left_over": r"ends with 32 of 64 arrivals at the named barrier 2, the first at {line}",
+    "arriving_does_not_wait": r"race: thread \d+ reads .* at {line}, thread \d+ wrote it at {other}",
+    "takes_too_many_registers": r"deadlock: .*\d+ at take_registers in {line}",
+    "gives_what_it_lacks": r"give_registers at {line}: thread 0 has 168 registers, 232 are more",
+    "takes_fewer": r"take_registers at {line}: thread 0 has 168 registers, 40 are fewer",
+    "half_a_group_gives": r"thread 64 has not changed its registers at {line}, as others of its",
+    "stmatrix_unaligned": r"stmatrix at {line}: lane 0 names shared\[8\]",
+    "stmatrix_without_syncwarp": r"race: thread \d+ reads .* at {line}, thread \d+ wrote it at {other}",
+}
+THREADS = {name: 384 for name in ("takes_too_many_registers", "gives_what_it_lacks", "takes_fewer")}
+# What needs a check build: races, fences, and what is left at the end.
+CHECKED_MISTAKES = (
+    "wrong_parity", "barrier_not_seen", "arrives_before_its_copies", "arrives_after_nothing",
+    "waits_without_acquiring", "box_of_another_barrier", "box_over_box", "box_over_readers",
+    "box_without_fence", "box_over_products", "writes_after_fence", "products_not_awaited",
+    "products_not_committed", "no_fence_async", "fence_before_the_writes",
+    "products_before_a_barrier", "products_of_nothing", "products_of_a_box_in_flight",
+    "writes_over_products", "releases_before_the_wait", "arrivals_left_over",
+    "arriving_does_not_wait", "half_a_group_gives", "stmatrix_without_syncwarp",
+)  # fmt: skip
+
+
+def provoke(entry: str, mode: Mode) -> None:
+    one = TensorMap(
+        "query", 0, (64, 32, 1, 1, 1), (128, 4096, 4096, 4096), (64, 32, 1, 1, 1), (1,) * 5, 128
+    )
+    query, out = torch.ones(2048, dtype=torch.int16), torch.zeros(384, dtype=torch.int32)
+    threads = THREADS.get(entry, 128)
+    tensors = {"query": query, "key": torch.ones(4), "out": out}
+    source = "hopper_mistakes.cu"
+    launch(entry, mode, one, source=source, threads=threads, shared=2 * 4096 + 128, **tensors)
+
+
+def marks(entry: str) -> dict[str, str]:
+    text = (build.HERE / "hopper_mistakes.cu").read_text().splitlines()
+    found: dict[str, str] = {}
+    for number, line in enumerate(text, 1):
+        for kind in re.findall(rf"// (line|other): {entry}$", line):
+            found[kind] = re.escape(f"hopper_mistakes.cu:{number}")
+    return found
+
+
+def test_every_mistake_is_in_the_table():
+    entries = re.findall(
+        r"^MISTAKE\((\w+)\)", (build.HERE / "hopper_mistakes.cu").read_text(), re.M
+    )
+    assert entries == list(MISTAKES)
+    assert set(CHECKED_MISTAKES) < set(MISTAKES)
+
+
+@pytest.mark.parametrize("entry", MISTAKES)
+def test_the_check_build_finds_the_mistake(entry: str, cases):
+    expected = re.sub(r"{(\w+)}", lambda m: marks(entry)[m[1]], MISTAKES[entry])
+    with pytest.raises(KernelError, match=expected) as caught:
+        provoke(entry, "check")
+    assert "/" not in str(caught.value)
+    cases("emulator: mistakes", 1)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "check"])
+@pytest.mark.parametrize("entry", [name for name in MISTAKES if name not in CHECKED_MISTAKES])
+def test_the_fast_build_finds_the_mistake(entry: str, mode: Mode, cases):
+    if entry in ("box_not_awaited", "bytes_that_nobody_awaits") and mode != "lazy":
+        pytest.skip("the box is there already")
+    with pytest.raises(KernelError):
+        provoke(entry, mode)
+    cases("emulator: mistakes", 1)

@@ -285,3 +285,28 @@ def test_outputs_of_every_layout_and_dilation(name: str, cases: Any) -> None:
     )  # fmt: skip
     torch.testing.assert_close(out.double(), exact, rtol=4e-3, atol=4e-3)
     cases("cuda outputs by boxes", 1)
+
+
+@pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
+@pytest.mark.parametrize("name", ["folded and packed", "extra keys beside classes"])
+def test_gradients_of_dilated_keys_and_of_extra_keys(name: str, cases: Any) -> None:
+    """Extra keys read queries and gradients of every class by position."""
+    mask, space, more = VALUES[name]
+    torch.manual_seed(0)
+    tensors = [*laid_out(space, more.get("layout", "")), *torch.randn(2, 2, 3, 2, 64).half()]
+    inputs = Inputs(*tensors[:3], extra_key=tensors[3], extra_value=tensors[4], scale=0.125)
+    launcher, program = Launcher(), program_of(mask, space)
+    out, lse = cuda.forward(program, inputs, return_lse=True, launcher=launcher)
+    assert lse is not None
+    grad = torch.randn_like(out)
+    found = cuda.backward(program, inputs, out, lse, grad, None, launcher=launcher)
+    leaves = [t.double().requires_grad_() for t in tensors]
+    exact = nbattn.attention(
+        *leaves[:3], mask, extra_key=leaves[3], extra_value=leaves[4], backend="reference"
+    )
+    wanted = torch.autograd.grad(exact, leaves, grad.double())
+    names = ("query", "key", "value", "extra_key", "extra_value")
+    for field, one in zip(names, wanted, strict=True):
+        given: Tensor = getattr(found, field)
+        torch.testing.assert_close(given.double(), one, rtol=1e-2, atol=1e-2, msg=field)
+    cases("cuda gradients by boxes", 1)
