@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,9 +20,6 @@ from nbattn import Axis, BackendError, Mask
 from nbattn.backends.cuda import meaning as cuda
 from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.tiles import Build
-from nbattn.grids import grids_of
-from nbattn.planner import planner
-from nbattn.program.request import request_of
 
 Count = Callable[[str, int], None]
 Space = tuple[int, ...]
@@ -60,24 +56,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"head": 20, "require": ("mma",)}, "window+mma: takes a head_dim divisible by 8, not 20"),
     ({"head": 264, "require": ("mma",)}, "window+mma: takes a head_dim of 16 to 256, not 264"),
     ({"value_dim": 8, "require": ("mma",)}, "window+mma: takes a value_dim of 16 to 256, not 8"),
-    *(({"device": device(name), "require": ("wgmma",)},
-       f"window+wgmma: needs sm_90, not {name}: no other architecture has wgmma")
-      for name in ("sm_80", "sm_89", "sm_100", "sm_103", "sm_120")),
-    ({"dtype": "float32", "require": ("wgmma",)},
-     "window+wgmma: takes float16, bfloat16, not float32"),
-    ({"head": 72, "require": ("wgmma",)},
-     "window+wgmma: takes a head_dim of 64, 80, 96, 128, 192 or 256, not 72"),
-    ({"head": 64, "value_dim": 32, "require": ("wgmma",)},
-     "window+wgmma: takes a value_dim of 64, 80, 96, 128, 192 or 256, not 32"),
-    ({"head": 192, "training": True, "require": ("wgmma",)},
-     "window+wgmma: takes a head_dim up to 128 in training, not 192"),
-    ({"head": 64, "key_range": True, "require": ("wgmma",)},
-     "window+wgmma: has no key_range: a tensor map copies whole boxes, and what is outside may be "
-     "NaN"),
-    ({"head": 64, "relative_bias": True, "require": ("wgmma",)},
-     "window+wgmma: has no relative_bias: its threads have no registers left for it"),
-    ({"head": 64, "alibi_slopes": True, "require": ("wgmma",)},
-     "window+wgmma: has no alibi_slopes: its threads have no registers left for them"),
     ({"head": 520}, "window+simt: takes a head_dim of 1 to 512, not 520"),
     ({"device": device("sm_90", providers=())},
      "cuda/window: needs CuPy and NVRTC, which are not installed: "
@@ -102,45 +80,6 @@ def test_each_limit_of_cuda_has_a_reason(named: dict[str, Any], text: str) -> No
     with pytest.raises(BackendError) as error:
         planned(Mask.sliding_window(3), (batch, length, 2, head), **named)
     assert text in str(error.value)
-
-
-def test_packed_grids_have_no_tensor_maps() -> None:
-    """And are run by the kernels of warps."""
-    grids = {"grids": grids_of([(40, 40), (30, 60)]), "device": device("sm_90"), "backend": "cuda"}
-    mask, shape = Mask.neighborhood((7, 7)), (3400, 4, 64)
-    assert nbattn.plan(mask, shape, **grids).chosen.name == "cuda/window+mma"
-    with pytest.raises(BackendError, match="has no packed grids: each would need its own tensor"):
-        nbattn.plan(mask, shape, **grids, require=("wgmma",))
-
-
-def test_tensors_of_any_strides_may_have_no_tensor_maps() -> None:
-    shape = (1, 64, 64, 4, 64)
-    named = {"dtype": "bfloat16", "device": device("sm_90"), "backend": "cuda"}
-    request = request_of(Mask.neighborhood((7, 7)), shape, shape, value_dim=64, **named)
-    for layout in ("contiguous", "packed"):
-        plan = planner.make(replace(request, layout=layout, require=("wgmma",)))
-        assert plan.chosen.name == "cuda/window+wgmma"
-    strided = replace(request, layout="strided")
-    assert planner.make(strided).chosen.name == "cuda/window+mma"
-    with pytest.raises(BackendError, match="takes contiguous or packed query, key and value: not "):
-        planner.make(replace(strided, require=("wgmma",)))
-
-
-def test_dilations_have_the_tensor_maps_that_a_launch_has_room_for() -> None:
-    """Steps of up to 8 positions, last axes that the dilation divides, and few classes."""
-    for dilation, space, training in (
-        ((4, 8), (61, 67), True),  # steps
-        ((1, 40), (20, 640), True),  # channels
-        ((8,), (1009,), False),  # eight maps for each of three tensors
-        ((6,), (1009,), True),  # six for each of four
-    ):
-        mask = Mask.neighborhood((3,) * len(space), dilation=dilation)
-        plan = planned(mask, (1, *space, 2, 64), require=("wgmma",), training=training)
-        assert plan.verify()
-    for dilation, training in ((9, False), (7, True)):
-        mask = Mask.neighborhood((3,), dilation=dilation)
-        with pytest.raises(BackendError, match="takes what tensor maps can say: the tensors need "):
-            planned(mask, (1, 1009, 2, 64), require=("wgmma",), training=training)
 
 
 def test_heads_are_not_packed_into_rows_of_warpgroups() -> None:
