@@ -1,4 +1,4 @@
-// hopper_primitives.cu - one kernel per primitive of sm_90a, for tests/whole/test_emulator_hopper.py to compare with numpy.
+// hopper_primitives.cu - one kernel per primitive of sm_90a; tests/whole/test_emulator_hopper.py compares with numpy.
 #include "params.h"
 #include "wgmma.cuh"
 
@@ -20,7 +20,7 @@ __device__ void copy_words(void* to, const void* from, int words) {
 }
 }  // namespace
 
-// number: five coordinates, the box's bytes, boxes. Box i is that of map i, boxes lie one after another; out: their bytes.
+// number: five coordinates, the box's bytes, boxes. Box i is that of map i; they lie one after another, and in out.
 extern "C" __global__ void boxes(const __grid_constant__ Mapped m) {
   NB_DYNAMIC_SHARED(shared);
   const int bytes = m.number[5], count = m.number[6];
@@ -40,8 +40,8 @@ extern "C" __global__ void boxes(const __grid_constant__ Mapped m) {
   copy_words(m.p.out, shared, count * bytes / 4);
 }
 
-// number: rounds, the box's bytes. In each round the box of query comes to the stage round % 2, at the coordinate 8 round
-// of the second dimension; expected in two halves by two threads; lse [rounds, bytes / 4] gets its words.
+// number: rounds, the box's bytes. In each round the box of query at the coordinate 8 round of the second dimension
+// comes to the stage round % 2; expected in two halves by two threads; lse [rounds, bytes / 4] gets its words.
 extern "C" __global__ void rounds(const __grid_constant__ Mapped m) {
   NB_DYNAMIC_SHARED(shared);
   const int total = m.number[0], bytes = m.number[1];
@@ -97,8 +97,8 @@ extern "C" __global__ void copies_arrive(const __grid_constant__ Params p) {
   if (threadIdx.x < 32) static_cast<float4*>(p.out)[lane] = sum;
 }
 
-// key_range: bytes of query and key, images of shared memory; the number of products; then the low and high word of each
-// product's descriptors of a and b, without the address of the image. value and out [128, columns / 2]: registers.
+// key_range: bytes of query and key, images of shared memory; the number of products; then the low and high word of
+// each product's descriptors of a and b, without the image's address. value and out [128, columns / 2]: registers.
 template <class T, int kColumns>
 __device__ void multiply_shared(const Params& p) {
   NB_DYNAMIC_SHARED(shared);

@@ -17,6 +17,13 @@ from nbattn.kernels import layout
 from nbattn.kernels.tensor_maps import TensorMap
 
 SWIZZLES = (128, 64, 32)
+# Columns of products with a in registers, and swizzles of which they are whole boxes.
+VALUES = [
+    (columns, swizzle)
+    for columns in (64, 80, 96, 128, 192, 256)
+    for swizzle in SWIZZLES
+    if columns % (swizzle // 2) == 0
+]
 Words = np.ndarray  # of 16 bits
 
 
