@@ -212,7 +212,7 @@ struct Consumer {
 
   NB_DEVICE void epilogue() {
     const Params& p = m.p;
-    wait_for_consumers();  // all products have read the keys and values, in whose place the rows are
+    wait_for_group(group);  // all warps have used the keys and values
     write<kValueDim>(arena.value(), value_sums, 1.f, p.grad_value, p.grad_extra_value);
     write<kHeadDim>(arena.key(), key_sums, static_cast<float>(p.scale), p.grad_key, p.grad_extra_key);
   }

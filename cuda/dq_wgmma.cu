@@ -88,7 +88,7 @@ struct Consumer {
     const float scale = static_cast<float>(m.p.scale), factor[2] = {scale, scale};
     const TokenSteps steps = token_steps<false>(m.p);
     const Place place = arena.place();
-    wait_for_consumers();  // all products have read the queries, in whose place the rows are
+    wait_for_group(group);  // all warps have used the queries
     write_rows<kHeadDim>(QueryVectors(arena.base), sums, factor, [&](int row) -> Element* {
       const Coord coord = row_coord(arena.traversal(), row);
       if (!coord.inside) return nullptr;

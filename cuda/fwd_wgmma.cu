@@ -104,7 +104,9 @@ struct Consumer {
         static_cast<float*>(p.lse)[steps.of(place.sample, place.head, coord)] =
             sum == 0.f ? -NB_INFINITY : (state.max[0][h] + log2f(sum)) * kLn2;
     }
-    wait_for_consumers();  // all products have read the queries, in whose place the rows are
+    // All warps have used the queries; rows of another size are where another consumer's queries are.
+    if (kHeadDim == kValueDim) wait_for_group(group);
+    else wait_for_consumers();
     write_rows<kValueDim>(OutputVectors(arena.base), out, inverse, [&](int row) -> Element* {
       const Coord coord = row_coord(arena.traversal(), row);
       if (!coord.inside) return nullptr;

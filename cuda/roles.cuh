@@ -52,5 +52,7 @@ struct Turns {
     if (own == 1) named_barrier_sync(own, 256);
   }
 };
+// Barriers of one consumer's four warps, and of all consumers.
+NB_DEVICE void wait_for_group(int group) { named_barrier_sync(2 + kConsumers + group, 128); }
 NB_DEVICE void wait_for_consumers() { named_barrier_sync(1 + kConsumers, kConsumerThreads); }
 }  // namespace nb

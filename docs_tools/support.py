@@ -31,7 +31,7 @@ GENERATIONS = tuple(
     }.values()
 )[::-1]
 GPUS = tuple(device.name for device in DEVICE_LIST if device.kind != "cpu")
-_PIPES = ("mma", "simt")  # two kinds of kernels of one backend, with different limits
+_PIPES = ("mma", "wgmma", "simt")  # kinds of kernels of one backend, with different limits
 COLUMNS = tuple(
     name
     for family in families.FAMILIES
@@ -187,7 +187,7 @@ def _words(dtypes: tuple[str, ...]) -> str:
     return _WORDS.get(dtypes) or ", ".join(short)
 
 
-SIZES = (1, 2, 4, 8, 12, 16, 20, 32, 64, 96, 128, 136, 192, 256, 264, 512, 520, 1024)
+SIZES = (1, 2, 4, 8, 12, 16, 20, 32, 64, 80, 96, 112, 128, 136, 192, 256, 264, 512, 520, 1024)
 
 
 def head_sizes() -> str:
@@ -331,8 +331,8 @@ are installed, and torch {torch}. What would run for a request, and why the rest
 | – | refused |
 | ¹ | the reason, in the list below the table |
 
-`cuda mma` and `cuda simt` are the two kinds of kernels of the backend `cuda`, with tensor cores and without. `flash-model` computes
-the programs of `flash` on any device, for tests.
+`cuda mma`, `cuda wgmma` and `cuda simt` are three kinds of kernels of the backend `cuda`: with tensor cores, with those of Hopper and
+copies by tensor maps, and without. `flash-model` computes the programs of `flash` on any device, for tests.
 
 ## Devices and dtypes
 

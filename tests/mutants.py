@@ -56,6 +56,9 @@ SDPA_KERNELS = "nbattn/backends/dense/kernels.py"
 CUDA_MEANING = "nbattn/backends/cuda/meaning.py"
 CUDA_PIPES = "nbattn/backends/cuda/pipes.py"
 CUDA_TILES = "nbattn/backends/cuda/tiles.py"
+GROUP_LIMITS = "nbattn/backends/cuda/group_limits.py"
+GROUP_PIPES = "nbattn/backends/cuda/group_pipes.py"
+CUDA_CHOICE = "nbattn/backends/cuda/choice.py"
 TILE_COUNTS = "nbattn/program/tile_counts.py"
 TILE_TRAVERSAL = "nbattn/program/tile_traversal.py"
 WEIGHTS, MASK_TABLES = "nbattn/weights.py", "nbattn/mask_tables.py"
@@ -72,6 +75,8 @@ EXPLORER_STATE = "nbattn/explorer/assets/explorer.js"
 EXPLORER_STYLE = "nbattn/explorer/assets/explorer.css"
 CUDA = "nbattn/backends/cuda/run.py"
 LAYOUT = "nbattn/kernels/layout.py"
+TENSOR_MAPS = "nbattn/kernels/tensor_maps.py"
+CUDA_RUN = "nbattn/backends/cuda/run.py"
 NATIVE = "nbattn/backends/native/run.py"
 CPU_KERNELS, CPU_TILES, CPU_VISIT = "cpu/kernels.cpp", "cpu/tiles.h", "cpu/visit.h"
 CPU_FORWARD, CPU_BACKWARD, CPU_WORKER = "cpu/forward.h", "cpu/backward.h", "cpu/worker.h"
@@ -396,6 +401,51 @@ MUTANTS = [
     Mutant("cuda-memory", CUDA_MEANING, "dict.fromkeys((86, 89, 120, 121), 99 << 10)",
            "dict.fromkeys((86, 89, 120, 121), 163 << 10)",
            "backends/cuda/tiles"),
+    # the CUDA kernels of warpgroups
+    Mutant("groups-on-any-device", GROUP_LIMITS, "needs.device.capability != _CAPABILITY",
+           "(needs.device.capability or 0) < _CAPABILITY", "backends/cuda/group_limits"),
+    Mutant("groups-train-wide-heads", GROUP_LIMITS, "needs.training and size > SPLIT",
+           "needs.training and size > 2 * SPLIT", "backends/cuda/group_limits"),
+    Mutant("groups-of-strided-tensors", GROUP_LIMITS, 'request.layout == "strided"',
+           'request.layout == "packed"', "backends/cuda/group_limits"),
+    Mutant("groups-with-key-ranges", GROUP_LIMITS, '    "key_range": "a tensor map copies whole',
+           '    "sink": "a tensor map copies whole', "backends/cuda/group_limits"),
+    Mutant("groups-without-maps-of-classes", GROUP_LIMITS,
+           "if max(dilations) == 1 and _elements", "if _elements", "backends/cuda/group_limits"),
+    Mutant("groups-of-any-size", GROUP_LIMITS, "_FEW = 1 << 31", "_FEW = 1 << 60",
+           "backends/cuda/group_limits"),
+    Mutant("groups-of-empty-tensors", GROUP_LIMITS, "max(length, 1) for length in",
+           "length for length in", "backends/cuda/group_limits"),
+    Mutant("groups-without-origins", CUDA_TILES, "+ 16 + _ORIGIN_BYTES", "+ 16",
+           "backends/cuda/tiles"),
+    Mutant("groups-with-one-barrier", CUDA_TILES, "(stage + 2 * 16)", "(stage + 16)",
+           "backends/cuda/tiles"),
+    Mutant("groups-without-packed-weights", CUDA_TILES, "(kernel != \"fwd\")) // 2 + columns // 4",
+           "(kernel != \"fwd\")) // 2", "backends/cuda/tiles"),
+    Mutant("groups-with-few-stages", CUDA_TILES, "64, (4, 3, 2)", "64, (2, 3, 4)",
+           "backends/cuda/tiles"),
+    Mutant("groups-whose-products-wait", CUDA_TILES, '"dkdv": {2: 176', '"dkdv": {2: 208',
+           "backends/cuda/tiles"),
+    Mutant("groups-with-copies-by-threads", CUDA_TILES, "{} if tiles.warpgroups else {",
+           "{", "backends/cuda/tiles"),
+    Mutant("groups-of-packed-heads", CUDA_CHOICE, 'instructions != "wgmma" and _packs',
+           "_packs", "backends/cuda/candidates"),
+    Mutant("groups-with-any-rows", CUDA_CHOICE, "least = min(tiles", "least = max(tiles",
+           "backends/cuda/group_pipes"),
+    Mutant("groups-timed-as-warps", CUDA_CHOICE, "group_pipes if one.tiles.warpgroups else pipes",
+           "pipes", "backends/cuda/group_pipes"),
+    Mutant("groups-overlap-all", GROUP_PIPES, "EXPOSED = 0.6", "EXPOSED = 0.0",
+           "backends/cuda/group_pipes"),
+    Mutant("groups-issue-once", GROUP_PIPES, '"issue": groups * issued', '"issue": issued',
+           "backends/cuda/group_pipes"),
+    Mutant("groups-masks-are-free", GROUP_PIPES, "issued += masked *", "issued += 0 *",
+           "backends/cuda/group_pipes"),
+    Mutant("groups-l2-unread", GROUP_PIPES, "mine * max(work, read)", "mine * work",
+           "backends/cuda/group_pipes"),
+    Mutant("groups-copy-for-each", GROUP_PIPES, "columns, build) + _copied(columns, build)) /",
+           "columns, build) + groups * _copied(columns, build)) /", "backends/cuda/group_pipes"),
+    Mutant("groups-are-not-shipped", CUDA_TILES, 'for instructions in ("mma", "wgmma")',
+           'for instructions in ("mma", "mma")', "backends/cuda/tiles"),
     Mutant("cuda-row-tiles", TILE_COUNTS, "classes = min(axis.spec.dilation, length)",
            "classes = 1", "program/tile_counts"),
     Mutant("cuda-extra-blocks", CUDA, "-(-extra // tiles.row_count) if inverse else 0)",
@@ -1255,6 +1305,46 @@ MUTANTS = [
            "class _Argument:", "kernels/launch"),
     Mutant("numbers-before-pointers", LAUNCH, "argument.buffer[_POINTERS.size :] = numbers",
            "argument.buffer[: -_POINTERS.size] = numbers", "kernels/launch"),
+    # tensor maps
+    Mutant("uneven-residues-fold", TENSOR_MAPS, "length > 0 and length % dilation == 0",
+           "length > 0", "kernels/tensor_maps"),
+    Mutant("folds-into-other-rows", TENSOR_MAPS, "(dilation - 1) * stride + width <= room",
+           "room", "kernels/tensor_maps"),
+    Mutant("classes-of-one-length", TENSOR_MAPS, "-(-(length - residue) // dilation)",
+           "-(-length // dilation)", "kernels/tensor_maps"),
+    Mutant("box-without-its-steps", TENSOR_MAPS, "extent * dilation, dilation)",
+           "extent, dilation)", "kernels/tensor_maps"),
+    Mutant("first-axis-fastest", TENSOR_MAPS, "math.prod(counts[number + 1 :])",
+           "math.prod(counts[:number])", "kernels/tensor_maps"),
+    Mutant("classes-begin-in-elements", TENSOR_MAPS, "_ITEM * sum(map(", "1 * sum(map(",
+           "kernels/tensor_maps"),
+    Mutant("folded-channels-cut", TENSOR_MAPS, "(axes[-1].stride - fold if fold else 0)", "0",
+           "kernels/tensor_maps"),
+    Mutant("heads-merged-anyhow", TENSOR_MAPS, "if not sample or sample == heads * head:",
+           "if True:", "kernels/tensor_maps"),
+    Mutant("heads-beyond-the-token", TENSOR_MAPS, "if width <= token:", "if head:",
+           "kernels/tensor_maps"),
+    Mutant("extra-keys-by-class", TENSOR_MAPS, "else (extra, _PLAIN)", "else (extra, dilations)",
+           "kernels/tensor_maps"),
+    Mutant("every-tensor-has-the-first-map", TENSOR_MAPS, "len(maps), *found", "0, *found",
+           "kernels/tensor_maps backends/cuda/run_boxes"),
+    Mutant("extra-rows-read-one-class", TENSOR_MAPS, "if dilations == _PLAIN:", "if True:",
+           "kernels/tensor_maps"),
+    Mutant("maps-of-the-first-class", TENSOR_MAPS, "pointer + tensor_map.offset", "pointer",
+           "kernels/launch"),
+    Mutant("maps-of-one-dtype", TENSOR_MAPS, '"bfloat16": 9', '"bfloat16": 6', "kernels/launch"),
+    Mutant("maps-of-one-address", LAUNCH, "tensor.data_ptr(), name)", "1 << 40, name)",
+           "kernels/launch"),
+    Mutant("maps-of-another-device-lost", LAUNCH, "tensors, numbers, maps)",
+           "tensors, numbers)", "kernels/launch"),
+    Mutant("uneven-gradients-read", CUDA_RUN, "grad_out if boxes else grad_out.contiguous()",
+           "grad_out", "backends/cuda/run_boxes"),
+    Mutant("gradients-of-more-maps-read", CUDA_RUN, "len(found.maps) <= len(wanted.maps)", "True",
+           "backends/cuda/run_boxes"),
+    Mutant("odd-addresses-read", CUDA_RUN, "name in layout.MAPPED and tensor", "False and tensor",
+           "backends/cuda/run_boxes"),
+    Mutant("packed-rows-anywhere", INPUTS, "step > 0 and step * itemsize % 16 == 0", "True",
+           "backends/inputs"),
     # work in proportion to a length, and caches that miss
     Mutant("plans-key-by-key", PLANNER, "    offered = candidates(request, request.axes())\n",
            "    offered = candidates(request, request.axes())\n"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from nbattn.grids import PackedGrids
+from nbattn.kernels import tensor_maps
+from nbattn.kernels.tensor_maps import View
 
 
 class Inputs(NamedTuple):
@@ -115,20 +117,26 @@ def layout_of(query: Tensor, key: Tensor, value: Tensor) -> str:
     """Returns the layout of q, k, v, a name of `program.request.LAYOUTS`.
 
     "packed" means that one projection computed q, k and v: they are parts of the rows of one
-    tensor. In cross attention only keys and values are, and queries are a separate tensor.
+    tensor, which begin at multiples of 16 bytes as tensor maps need it. In cross attention only
+    keys and values are, and queries are a separate tensor. "regular" are other strides that tensor
+    maps can say, as those of `[B, H, *space, D]`.
     """
     if query.is_contiguous() and key.is_contiguous() and value.is_contiguous():
         return "contiguous"
-    if not _side_by_side(key, value):
-        return "strided"
-    alone = query.is_contiguous() and query.shape[:-2] != key.shape[:-2]
-    return "packed" if alone or _side_by_side(query, key) else "strided"
+    if _side_by_side(key, value):
+        alone = query.is_contiguous() and query.shape[:-2] != key.shape[:-2]
+        if alone or _side_by_side(query, key):
+            return "packed"
+    views = (View(tuple(t.shape), t.stride()) for t in (query, key, value))
+    return "regular" if all(map(tensor_maps.has_boxes, views)) else "strided"
 
 
 def _side_by_side(first: Tensor, second: Tensor) -> bool:
-    """Whether the rows of two tensors are parts of the same longer rows."""
+    """Whether the rows of two tensors are parts of the same longer rows, all of them apart."""
+    steps, itemsize = first.stride()[:-2], first.element_size()
     return (
-        first.stride()[:-2] == second.stride()[:-2]
+        steps == second.stride()[:-2]
+        and all(step > 0 and step * itemsize % 16 == 0 for step in steps)
         and first.stride()[-2:] == (first.shape[-1], 1)
         and second.stride()[-2:] == (second.shape[-1], 1)
         and first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()

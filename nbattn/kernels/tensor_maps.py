@@ -112,7 +112,12 @@ def channels_per_box(channels: int) -> int:
 
 
 def boxes_of(
-    tensor: str, view: View, tile: Extents, dilations: Extents = _PLAIN
+    tensor: str,
+    view: View,
+    tile: Extents = _PLAIN,
+    dilations: Extents = _PLAIN,
+    *,
+    folds: bool = True,
 ) -> TensorBoxes | str:
     """The maps and boxes of one tensor, or the reason why a map cannot say its layout.
 
@@ -121,34 +126,36 @@ def boxes_of(
         view: its layout, with up to three axes.
         tile: positions of a box on three axes.
         dilations: those of the axes; the positions of a box belong to one residue class.
+        folds: whether residues may be folded into the channels, which not all strides allow.
     """
     batch, *space, heads, channels = view.shape
     strides = layout.on_three_axes(view.shape, view.strides)
-    lengths = (*(1,) * (_AXES - len(space)), *space)
-    long = {
-        name: stride
-        for name, size, stride in zip(
-            ("batch", "axis 0", "axis 1", "axis 2", "head"),
-            (batch, *lengths, heads),
-            strides[:-1],
-            strict=True,
-        )
-        if size > 1
-    }
+    first = len(space) - _AXES  # as numbers of the tensor's axes; those below 0 are not there
+    lengths = (*(1,) * -first, *space)
+    names = ("batch", *(f"axis {number}" for number in range(first, len(space))), "head")
+    dimensions = zip(names, (batch, *lengths, heads), strides[:-1], strict=True)
+    long = {name: stride for name, size, stride in dimensions if size > 1}
     reason = _wrong_channels(channels, strides[-1]) or _wrong_strides(long)
     placed = reason or _heads(batch, heads, channels, long)
     if isinstance(placed, str):
         return f"{tensor}: {placed}"
-    within = {"axis 2", "head"} if placed.inner else {"axis 2"}
+    within = names[-2:] if placed.inner else names[-2:-1]
     room = min((stride for name, stride in long.items() if name not in within), default=_SIZE)
-    rooms = (0, 0, room)  # only residues of the last axis can be among the channels
+    rooms = (0, 0, room * folds)  # only residues of the last axis can be among the channels
     axes: list[_Axis] = []
-    for number, given in enumerate(zip(lengths, strides[1:4], tile, dilations, rooms, strict=True)):
+    every = zip(lengths, strides[1:4], tile, dilations, rooms, strict=True)
+    for number, given in enumerate(every, first):
         axis = _axis(placed.width, *given)
         if isinstance(axis, str):
             return f"{tensor}, axis {number}: {axis}"
         axes.append(axis)
     return _combined(tensor, channels, placed, axes, strides[1:4])
+
+
+@lru_cache(4096)
+def has_boxes(view: View) -> bool:
+    """Whether maps can say the layout of a tensor, whatever its boxes."""
+    return not isinstance(boxes_of("", view), str)
 
 
 def _wrong_channels(channels: int, stride: int) -> str:
@@ -260,7 +267,13 @@ def _combined(
 
 
 def maps_of(
-    kernel: str, views: Mapping[str, View], rows: Extents, columns: Extents, dilations: Extents
+    kernel: str,
+    views: Mapping[str, View],
+    rows: Extents,
+    columns: Extents,
+    dilations: Extents,
+    *,
+    folds: bool = True,
 ) -> LaunchMaps | str:
     """The maps and boxes of one launch, or the reason why maps cannot say a tensor's layout.
 
@@ -269,6 +282,7 @@ def maps_of(
         views: the tensors that the kernel reads by maps, those of `layout.MAPPED` that there are.
         rows, columns: extents of the kernel's tiles; in "dkdv", rows are keys.
         dilations: of the three axes.
+        folds: as in `boxes_of`.
     """
     queries, keys = (columns, rows) if kernel == "dkdv" else (rows, columns)
     extra = (1, 1, math.prod(keys))
@@ -285,7 +299,7 @@ def maps_of(
 
     for tensor, view in views.items():
         sizes = (tiles[tensor], dilations) if tensor in tiles else (extra, _PLAIN)
-        if reason := add(tensor, tensor, boxes_of(tensor, view, *sizes)):
+        if reason := add(tensor, tensor, boxes_of(tensor, view, *sizes, folds=folds)):
             return reason
     # Extra keys as rows visit all queries, by position.
     for tensor in ("query", "grad_out") if kernel == "dkdv" and "extra_key" in views else ():

@@ -85,7 +85,7 @@ def _changes(request: Request, limits: frozenset[str], *, may_move: bool) -> Ite
     if "deterministic" in limits:
         line = "torch.use_deterministic_algorithms(False) (in a plan: deterministic=False)"
         yield Change(replace(request, deterministic=False), line)
-    if "copy" in limits and request.layout != "contiguous":
+    if {"copy", "layout"} & limits and request.layout != "contiguous":
         yield Change(replace(request, layout="contiguous"), tensors=".contiguous()")
     if "device" in limits and may_move and request.device.kind in ("cpu", gpus.CUDA, gpus.XPU):
         yield _moved(request)

@@ -11,7 +11,7 @@ from nbattn.program.request import Needs
 
 GRID = 65_535  # blocks in the second and in the third dimension of a CUDA grid
 # The largest numbers of an axis for kernels that compute windows in 32 bits (`cuda/window.cuh`):
-# then positions of a whole tile past the end fit, too. A tile has up to 128 rows, a dilation apart.
+# then positions of a whole tile past the end fit, too. A tile has up to 192 rows, a dilation apart.
 LARGEST = 1 << 25
 LARGEST_DILATION = 1 << 23
 

@@ -14,7 +14,7 @@ from nbattn.grids import PackedGrids
 from nbattn.mask import Mask
 from nbattn.program.device import DeviceInfo
 
-LAYOUTS = ("contiguous", "packed", "strided")
+LAYOUTS = ("contiguous", "packed", "regular", "strided")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -47,7 +47,8 @@ class Request:
             `[batch, *query_space, heads, head_dim]` and `[batch, *key_space, kv_heads, …]`.
         dtype: its name, "bfloat16".
         device: the planner's data of the device.
-        layout: "contiguous", "packed" (q, k, v are views of one tensor) or "strided".
+        layout: "contiguous", "packed" (q, k, v are views of one tensor), "regular" (other strides
+            that tensor maps can say) or "strided".
         training: whether a backward pass follows.
         deterministic: whether every run must return the same bits.
         return_lse: whether the logsumexp is an output.

@@ -48,6 +48,10 @@ def test_layouts_of_calls() -> None:
     assert layout_of(*fused.unbind(2)) == "packed"
     per_head = torch.randn(2, 6, 4, 3, 8)
     assert layout_of(*per_head.unbind(3)) == "strided"
+    uneven = torch.randn(2, 6, 101)[..., :96].unflatten(-1, (3, 4, 8))  # 404 bytes from row to row
+    assert layout_of(*uneven.unbind(2)) == "strided"
+    shared = torch.randn(1, 6, 3, 4, 8).expand(2, -1, -1, -1, -1)
+    assert layout_of(*shared.unbind(2)) == "strided"
 
 
 def test_a_packed_plan_is_the_plan_of_a_packed_call() -> None:

@@ -24,12 +24,13 @@ if __name__ == "__main__":
 
 import torch
 
-from emulator import build
-from emulator.bug_table import BUGS, Bug
-from emulator.cases import CASES
+from emulator import bug_table, build, cases, hopper_bugs, hopper_cases
+from emulator.bug_table import Bug
 from emulator.launcher import KernelError, Launcher, Mode
 from emulator.problem import Tensors, expected_results, judge, make, run, variant
 
+BUGS = [*bug_table.BUGS, *hopper_bugs.BUGS]
+CASES = cases.CASES | hopper_cases.CASES
 # The checks: values and faults in the three fast modes, the check build, bank conflicts.
 CATCHERS: dict[str, Mode] = {"E": "eager", "L": "lazy", "R": "random", "C": "check", "B": "lazy"}
 SECONDS = 20  # CPU time of one launch

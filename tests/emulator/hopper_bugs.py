@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from emulator.bug_table import Bug
 
 FWD, DQ, DKDV = "fwd_wgmma.cu", "dq_wgmma.cu", "dkdv_wgmma.cu"
@@ -10,14 +12,14 @@ OUTPUT, VISITS = "row_output.cuh", "visits.cuh"
 # fmt: off
 BARRIERS = [  # stages and their barriers
     Bug("keys are read before they are there", FWD, "    arena.keys().wait_full(n);\n", "", "fwd",
-        "line", "LRC"),
+        "line", "LC"),
     Bug("values are read before they are there", FWD,
         "    arena.values().wait_full(n);\n    pin(weights);", "    pin(weights);", "fwd", "line",
-        "LRC"),
+        "LC"),
     Bug("rows are read before they are there", DQ, "    mbarrier_wait(arena.rows(), 0);\n", "",
-        "dq", "line", "LRC"),
+        "dq", "line", "C"),
     Bug("terms are read before they are there", DKDV, "    arena.grads().wait_full(n);\n", "",
-        "dkdv", "line", "LRC"),
+        "dkdv", "line", "LC"),
     Bug("a full stage of the wrong parity", ROLES, "mbarrier_wait(full(n), n / kStages % 2);",
         "mbarrier_wait(full(n), (n / kStages + 1) % 2);", "fwd", "line", "ELRC"),
     Bug("an empty stage of the wrong parity", ROLES, "(n / kStages + 1) % 2", "n / kStages % 2",
@@ -25,7 +27,7 @@ BARRIERS = [  # stages and their barriers
     Bug("stages are refilled at once", ROLES, "    if (n >= kStages) mbarrier_wait(empty(n),",
         "    if (n >= 99) mbarrier_wait(empty(n),", "fwd", "line", "LRC"),
     Bug("three warps of four release a stage", ROLES, "mbarrier_init(empty(n), 4 * kConsumers);",
-        "mbarrier_init(empty(n), 3 * kConsumers);", "fwd", "line", "ELRC"),
+        "mbarrier_init(empty(n), 3 * kConsumers);", "fwd", "line", "RC"),
     Bug("more warps release a stage than there are", ROLES,
         "mbarrier_init(empty(n), 4 * kConsumers);", "mbarrier_init(empty(n), 4 * kConsumers + 1);",
         "fwd", "line", "ELRC"),
@@ -37,12 +39,12 @@ BARRIERS = [  # stages and their barriers
         "      wgmma_wait<0>();\n      pin(out.at[0]);\n      arena.values().release(n - 1);\n",
         "      arena.values().release(n - 1);\n      wgmma_wait<0>();\n      pin(out.at[0]);\n",
         "fwd", "line", "C"),
-    Bug("keys are released before the gradients' product", DQ,
+    Bug("keys are released before gradients use them", DQ,
         "      wgmma_wait<1>();\n      pin(sums.at[0]);\n      arena.keys().release(n - 1);\n",
         "      arena.keys().release(n - 1);\n      wgmma_wait<1>();\n      pin(sums.at[0]);\n",
         "dq", "line", "C"),
     Bug("a stage too few in memory", ROWS, "kKeys + n % kStages * KeyVectors::kBytes",
-        "kKeys + n % (kStages - 1) * KeyVectors::kBytes", "fwd", "line", "ELRC"),
+        "kKeys + n % (kStages - 1) * KeyVectors::kBytes", "fwd", "line", "ERC"),
     Bug("half of a box is awaited", BOXES, "mbarrier_arrive_expect(barrier, Tile::kBytes);",
         "mbarrier_arrive_expect(barrier, Tile::kBytes / 2);", "fwd", "line", "ELRC"),
     Bug("more bytes are awaited than come", BOXES,
@@ -51,9 +53,9 @@ BARRIERS = [  # stages and their barriers
     Bug("barriers that copies do not see", ROWS, "    mbarrier_init_fence();\n", "", "fwd", "line",
         "C"),
     Bug("barriers that the block does not see", ROWS, "  __syncthreads();\n", "", "fwd", "line",
-        "ELRC"),
+        "RC"),
     Bug("terms are not awaited", DKDV, "arena.grads().init(32);", "arena.grads().init();", "dkdv",
-        "line", "ELRC"),
+        "line", "LRC"),
     Bug("terms do not arrive", DKDV, "  mbarrier_arrive_after_copies(arena.grads().full(n));\n",
         "", "dkdv", "line", "ELRC"),
     Bug("terms arrive before they are copied", DKDV,
@@ -70,10 +72,11 @@ BARRIERS = [  # stages and their barriers
         "fill(visits.ring[(n + lane) % Visits::kRing], n + lane);\n  __syncwarp();\n",
         "fill(visits.ring[(n + lane) % Visits::kRing], n + lane);\n", "fwd", "ring", "C"),
     Bug("lanes ahead of the one that copies", VISITS,
-        "  __syncwarp();  // no lane is ahead of the one that copies: consumers have left the visits"
-        " that are overwritten\n", "", "fwd", "ring", "ELRC"),
-    Bug("a batch of visits over those in use", VISITS, "kBatch = 16, kRing = 2 * kBatch,",
-        "kBatch = 16, kRing = kBatch,", "fwd", "ring", "C"),
+        "  __syncwarp();  // no lane is ahead of the one that copies: consumers have left the"
+        " visits that are overwritten\n", "", "fwd", "ring", "ELRC"),
+    Bug("a batch of visits over those in use", VISITS,
+        "kRing = 2 * kBatch, kBytes = kRing * 48;", "kRing = kBatch, kBytes = 2 * kRing * 48;",
+        "fwd", "ring", "C"),
 ]
 PRODUCTS = [  # asynchronous products and their registers
     Bug("no fence before gradients' product", DQ, "    pin(products);\n    wgmma_fence();\n",
@@ -130,8 +133,12 @@ TILES = [  # swizzles, descriptors, steps
     Bug("the last box is not copied", BOXES, "for (int b = 0; b < Tile::kBoxes; ++b)",
         "for (int b = 0; b < Tile::kBoxes - 1; ++b)", "fwd", "wide", "ELRC"),
     Bug("rows of another size over others' queries", FWD,
-        "    if (kHeadDim != kValueDim) wait_for_consumers();", "    if (false)"
-        " wait_for_consumers();", "fwd", "bigger", "RC"),
+        "    else wait_for_consumers();\n", "", "fwd", "bigger", "C"),
+    Bug("rows over queries that another warp uses", FWD,
+        "    if (kHeadDim == kValueDim) wait_for_group(group);\n    else wait_for",
+        "    if (kHeadDim != kValueDim) wait_for", "fwd", "line", "C"),
+    Bug("rows over keys that another warp uses", DKDV, "    wait_for_group(group);", "", "dkdv",
+        "line", "C"),
 ]
 PLACES = [  # where boxes are
     Bug("residues are not folded", BOXES, "if (axis == 2) origin.inner += residue * b.fold;", "",
@@ -200,8 +207,11 @@ RANGES = [  # extra keys outside extra_range
     Bug("others' part of what is cleared", ROWS, "    wait_for_consumers();\n", "", "fwd", "text",
         "RC"),
     Bug("the last extra values stay", FWD, "    clear(total - 1);\n", "", "fwd", "text", "ELRC"),
-    Bug("gradients of extra keys outside", DKDV, "clear_row(sums, 0, h);", "{}", "dkdv", "text",
-        "ELRC"),
+    Bug("gradients of extra keys outside, wgmma", DKDV, "clear_row(sums, 0, h);", "{}", "dkdv",
+        "text", "ELRC"),
 ]
 # fmt: on
-BUGS = [*BARRIERS, *PRODUCTS, *TILES, *PLACES, *TURNS, *RANGES]
+BUGS = [
+    replace(bug, case=f"{bug.case}-wgmma")
+    for bug in (*BARRIERS, *PRODUCTS, *TILES, *PLACES, *TURNS, *RANGES)
+]

@@ -56,7 +56,7 @@ CASES: dict[str, Problem] = {
     ),
     "text": _problem(  # ranges inside of tiles, without keys, past the end
         Mask(Axis(30, 20)), (140,), (140,), batch=4, extra=150,
-        extra_ranges=((37, 150), (9, 4), (0, 75), (-3, 190)),
+        extra_ranges=((37, 150), (9, 4), (0, 75), (-3, 190)), head_dim=96, value_dim=80,
     ),
     "dilated": _problem(Mask(Axis(30, 20, dilation=2)), (200,), (200,), extra=21, heads=2,
                         group=2),
@@ -66,3 +66,4 @@ CASES: dict[str, Problem] = {
     "bigger": _problem(Mask(Axis(230, 70)), (150,), (150,), head_dim=64, value_dim=256),
 }
 # fmt: on
+CASES = {f"{name}-wgmma": case for name, case in CASES.items()}

@@ -246,6 +246,8 @@ def with_maps(stub: Recorded, launcher: launch.Launcher) -> Iterator[tuple[str, 
     yield "no elements", seen(stub)
     launcher.launch(FORWARD, 2, tensors, NUMBERS)
     yield "no maps after maps", seen(stub)
+    launcher.launch(MAPPED, 2, {"query": Tensor(1 << 40, device=1)}, numbers, maps[:1])
+    yield "maps on another device", seen(stub)
     stub.refuse = 1
     words = refusal(launcher, MAPPED, 1, tensors | {"key": Tensor(5 << 41)}, numbers, maps)
     yield "maps refused", {"words": words, "launches": stub.launches}

@@ -220,6 +220,12 @@ def test_a_launch_without_maps_after_one_with_maps(recorded_by_scenario):
     assert record["address"] == recorded_by_scenario["maps"]["plain"]
 
 
+def test_maps_on_another_device(recorded_by_scenario):
+    record = recorded_by_scenario["maps on another device"]
+    assert record["parameter"] == mapped_argument(QUERY, query=1 << 40)
+    assert record["stream"] == 0xABC001
+
+
 def test_error_of_a_map_that_the_driver_refuses(recorded_by_scenario):
     record = recorded_by_scenario["maps refused"]
     assert record["words"] == (
@@ -228,7 +234,7 @@ def test_error_of_a_map_that_the_driver_refuses(recorded_by_scenario):
         "box=(32, 8, 256, 2, 1), steps=(1, 1, 8, 2, 1), swizzle=64) of float16 at 0xa0000000000\n"
         '  fix:   forbid=("wgmma",)'
     )
-    assert record["launches"] == recorded_by_scenario["no maps after maps"]["launches"]
+    assert record["launches"] == recorded_by_scenario["maps on another device"]["launches"]
 
 
 def test_a_launch_with_known_maps_takes_few_lines_more(recorded_by_scenario):

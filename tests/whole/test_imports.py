@@ -66,7 +66,7 @@ ALLOWED = {
     "added_scores": "errors mask symbolic geometry biases grids packing",
     "kernels": "errors packages version cache geometry grids kernels",
     "program": f"{PROGRAM} biases",
-    "backends": f"{PROGRAM} {SHARED} biases backends.families",
+    "backends": f"{PROGRAM} {SHARED} biases kernels backends.families",
     **{family: f"{PROGRAM} {SHARED} biases kernels {family}" for family in sorted(FAMILIES)},
     "planner": f"{PROGRAM} fixes mistaken_places version machine cache backends.families planner",
     "execute": "errors mask program backends.families backends.inputs planner",

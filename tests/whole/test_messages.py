@@ -557,11 +557,11 @@ attention(q, q, q, window, require=None)
       fix:   require=().
 
 attention(q, q, q, window, require=("crop",))
-    InputError: require names 'crop', which is neither a strategy (dense, causal, mask, fold, trim, split, merge, tile, translate, virtual-pad, pack, pad, zero-pad, kv-cache, key-range, window, mma, simt, blocks, gather) nor a backend.
+    InputError: require names 'crop', which is neither a strategy (dense, causal, mask, fold, trim, split, merge, tile, translate, virtual-pad, pack, pad, zero-pad, kv-cache, key-range, window, mma, simt, wgmma, blocks, gather) nor a backend.
       fix:   require=()
 
 attention(q, q, q, window, forbid=("crop",))
-    InputError: forbid names 'crop', which is neither a strategy (dense, causal, mask, fold, trim, split, merge, tile, translate, virtual-pad, pack, pad, zero-pad, kv-cache, key-range, window, mma, simt, blocks, gather) nor a backend.
+    InputError: forbid names 'crop', which is neither a strategy (dense, causal, mask, fold, trim, split, merge, tile, translate, virtual-pad, pack, pad, zero-pad, kv-cache, key-range, window, mma, simt, wgmma, blocks, gather) nor a backend.
       fix:   forbid=()
 
 attention(t(1, 4096, 2, 16), t(1, 4096, 2, 16), t(1, 4096, 2, 16), window, backend="sdpa")

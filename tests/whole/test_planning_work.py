@@ -18,8 +18,8 @@ from nbattn.planner import planner
 # Lines of Python and bytes: what it takes today, and half as much again or twice.
 PLAN_AGAIN, CALL_AGAIN = 150, 60
 DECODE = Work(lines=7000, peak=64 << 10)
-DECODE_ON_GPU = Work(lines=12_000, peak=64 << 10)  # a dozen tiles are compared, packed heads too
-LARGEST = Work(lines=64_000, peak=4 << 20)
+DECODE_ON_GPU = Work(lines=14_000, peak=64 << 10)  # a dozen tiles are compared, packed heads too
+LARGEST = Work(lines=100_000, peak=4 << 20)
 
 
 def cold(

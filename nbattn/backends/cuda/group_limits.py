@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
-from nbattn.backends.cuda.tiles import Tiles
+from nbattn.backends.cuda.tiles import SPLIT, Tiles
 from nbattn.geometry import Axes
 from nbattn.kernels import tensor_maps
 from nbattn.kernels.tensor_maps import View
@@ -19,7 +19,6 @@ from nbattn.program.tile_counts import Extents, padded
 
 HALVES = ("float16", "bfloat16")
 SIZES = (64, 80, 96, 128, 192, 256)  # head sizes
-_TRAINING = 128  # the largest in training: gradients of wider ones do not fit registers
 _CAPABILITY = 90
 _FEW = 1 << 31  # elements
 _MAPS = 24  # kMaps of cuda/boxes.cuh
@@ -28,8 +27,8 @@ _TENSORS = (
 )
 _WHY = {
     "key_range": "a tensor map copies whole boxes, and what is outside may be NaN",
-    "relative_bias": "their threads have no registers left for it",
-    "alibi_slopes": "their threads have no registers left for them",
+    "relative_bias": "its threads have no registers left for it",
+    "alibi_slopes": "its threads have no registers left for them",
 }
 
 
@@ -52,8 +51,8 @@ def _of_sizes(needs: Needs) -> Iterator[Reason]:
         if size not in SIZES:
             text = f"takes a {name} of {', '.join(map(str, most))} or {last}, not {size}"
             yield Reason(name, text)
-        elif needs.training and size > _TRAINING:
-            yield Reason(name, f"takes a {name} up to {_TRAINING} in training, not {size}")
+        elif needs.training and size > SPLIT:  # the gradients of wider ones do not fit registers
+            yield Reason(name, f"takes a {name} up to {SPLIT} in training, not {size}")
 
 
 def _of_features(needs: Needs) -> Iterator[Reason]:
@@ -68,7 +67,7 @@ def of_request(request: Request) -> list[Reason]:
     if request.grids is not None:
         reasons.append(Reason("grids", "has no packed grids: each would need its own tensor maps"))
     if request.layout == "strided":
-        text = "takes contiguous or packed query, key and value: not all strides have tensor maps"
+        text = "takes query, key and value with strides that tensor maps can say"
         reasons.append(Reason("layout", text))
     return reasons
 
@@ -85,7 +84,8 @@ def unmapped(kernel: str, tiles: Tiles, request: Request, axes: Axes) -> str:
         tuple(n if step > 1 else 1 for n, step in zip(extents, dilations, strict=True))
         for extents in (tiles.rows, tiles.columns)
     )
-    return _unmapped(kernel, rows, columns, tuple(dilations), _Shapes.of(request))
+    folds = request.layout != "regular"
+    return _unmapped(kernel, rows, columns, tuple(dilations), _Shapes.of(request), folds)
 
 
 def _elements(request: Request) -> int:
@@ -124,13 +124,24 @@ class _Shapes(NamedTuple):
 
 @lru_cache(4096)
 def _unmapped(
-    kernel: str, rows: Extents, columns: Extents, dilations: Extents, shapes: _Shapes
+    kernel: str,
+    rows: Extents,
+    columns: Extents,
+    dilations: Extents,
+    shapes: _Shapes,
+    folds: bool,
 ) -> str:
-    """The same of contiguous tensors; packed ones differ in strides only."""
+    """The same of contiguous tensors; others differ in strides only, which may forbid to fold."""
     views = {
-        name: View(shape, tuple(accumulate(shape[:0:-1], int.__mul__, initial=1))[::-1])
+        name: View(shape, _contiguous(shape))
         for name, shape in shapes._asdict().items()
         if shape and (kernel != "fwd" or name != "grad_out")
     }
-    found = tensor_maps.maps_of(kernel, views, rows, columns, dilations)
+    found = tensor_maps.maps_of(kernel, views, rows, columns, dilations, folds=folds)
     return found if isinstance(found, str) else ""
+
+
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor."""
+    inner_first = (max(length, 1) for length in shape[:0:-1])
+    return tuple(accumulate(inner_first, int.__mul__, initial=1))[::-1]

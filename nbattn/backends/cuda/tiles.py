@@ -76,7 +76,7 @@ _GROUP_COLUMNS: _Shapes = {
     2: {32: ((4, 8), (2, 16)), 64: ((8, 8), (4, 16), (16, 4)), 128: ((8, 16), (16, 8), (4, 32))},
     3: {
         32: ((2, 4, 4), (1, 4, 8)),
-        64: ((2, 4, 8), (4, 4, 4), (1, 8, 8), (2, 2, 16)),
+        64: ((2, 4, 8), (4, 4, 4), (2, 2, 16)),
         128: ((2, 8, 8), (4, 4, 8), (2, 4, 16)),
     },
 }
@@ -253,6 +253,8 @@ def fits(kernel: str, tiles: Tiles, build: Build, memory: int) -> bool:
     if shared_bytes(kernel, tiles, build) > memory:
         return False
     if tiles.warpgroups:
+        if kernel != "fwd" and max(build.head_dim, build.value_dim) > SPLIT:
+            return False  # there are no gradients in two launches
         return accumulators(kernel, tiles, build) <= _OF_WARPGROUPS[kernel][tiles.warpgroups]
     options = any(build[3:])
     most = _ACCUMULATORS[tiles.instructions][options]
@@ -371,14 +373,15 @@ def delta_rows(dtype: str, value_dim: int) -> int:
 
 
 def shipped() -> Iterator[Variant]:
-    """The variants that the deep compile matrix compiles for every target: all tiles for bfloat16
-    with head size 64 or 128, and one variant of everything else.
+    """The variants that the deep compile matrix compiles for every target, those of warpgroups only
+    for sm_90a: all tiles for bfloat16 with head size 64 or 128, and one variant of everything else.
     """
     variants = dict.fromkeys(
         variant
         for size in (64, 128)
         for long in ((2,), (1, 2), (0, 1, 2))
-        for variant in _variants("mma", long, Build("bfloat16", size, size), every=True)
+        for instructions in ("mma", "wgmma")
+        for variant in _variants(instructions, long, Build("bfloat16", size, size), every=True)
     )
     sizes = ((16, 16), (32, 64), (80, 80), (96, 128), (192, 128), (256, 256))
     builds = [Build("float16", *size) for size in sizes]
@@ -387,6 +390,9 @@ def shipped() -> Iterator[Variant]:
     for build in builds:
         variants |= dict.fromkeys(_variants("mma", (1, 2), build))
         variants |= dict.fromkeys(_variants("mma", (0, 1, 2), build, vector=False))
+    for size, value in ((80, 80), (96, 128), (192, 192), (256, 256)):
+        build = Build("float16", size, value, True, True, False, True, extra_range=True)
+        variants |= dict.fromkeys(_variants("wgmma", (0, 1, 2), build))
     for dtype in DTYPES:
         for size, value in ((32, 32), (64, 20), (512, 512)):
             build = Build(dtype, size, value, size > 32, size > 64, size > 32)

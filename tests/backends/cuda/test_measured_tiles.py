@@ -141,3 +141,27 @@ def test_measured_tiles_compute_the_same(folder: Path, monkeypatch: pytest.Monke
     after = results()
     assert used - variants, "the same tiles again"
     assert bench.disagreement(after, before) <= bench.TOLERANCE["float16"]
+
+
+def test_tiles_of_warpgroups_are_measured_under_names_of_their_own(folder: Path) -> None:
+    """And chosen by their times."""
+    before = plan(relative_bias=False, require=("wgmma",))
+    names: set[str] = set()
+    for kernel, tiles in tiles_of(before).items():
+        if tiles is None:
+            continue
+        request, build = before.request, cuda_plans.arguments(before).build
+        found = [
+            measured_tiles.name(kernel, one.tiles)
+            for family in ("mma", "wgmma")
+            for one in measured_tiles.ranked(kernel, family, request, request.axes(), build)
+        ]
+        assert len(found) == len(set(found)) > 10
+        names |= set(found)
+    slowest = {name: 1e-3 / (1 + place) for place, name in enumerate(sorted(names)[::-1])}
+    key = cost_table.tile_key(before.request)
+    cost_tables.write(folder, Entry(GPU, "2026-11-28", tiles={key: slowest}))
+    planner.forget()
+    after = tiles_of(plan(relative_bias=False, require=("wgmma",)))
+    assert after["fwd"] != tiles_of(before)["fwd"]
+    assert after["fwd"].instructions == "wgmma"

@@ -467,7 +467,7 @@ def test_warmup_prepares_what_a_training_step_launches(monkeypatch: pytest.Monke
     assert len(taken.loaded) == 5
     taken.loaded.clear()
     nbattn.plan(mask, shape, device=DEVICE, backend="cuda").warmup()
-    assert [one.entry for one in taken.loaded] == ["nb_fwd_mma"]
+    assert [one.entry for one in taken.loaded] == ["nb_fwd_wgmma"]  # wide heads have no gradients
 
 
 def test_error_without_cupy_names_what_to_install() -> None:
