@@ -186,7 +186,7 @@ MISTAKES = {
     "named_barrier_of_too_many": r"named barrier 1 expects 96 threads at {line}, 128 at {line}",
     "named_barrier_that_waits": r"deadlock: 64 threads have ended, 64 at named_barrier_sync in "
     r"{line}",
-    "no_such_named_barrier": r"named_barrier_arrive at {line}: barrier 16 of 0 to 15 for 128 "
+    "no_such_named_barrier": r"named_barrier_arrive at {line}: barrier 16 of 1 to 15 for 128 "
     r"threads",
     "arrives_twice": r"named_barrier_arrive at {line}: thread 0 comes to barrier 2 twice, and only",
     "arrivals_left_over": r"ends with 32 of 64 arrivals at the named barrier 2, the first at "
