@@ -206,7 +206,7 @@ THREADS: dict[str, int] = dict.fromkeys(
 CHECKED_MISTAKES = (
     "wrong_parity", "barrier_not_seen", "arrives_before_its_copies", "arrives_after_nothing",
     "waits_without_acquiring", "box_of_another_barrier", "box_over_box", "box_over_readers",
-    "box_without_fence", "box_over_products", "writes_after_fence", "products_not_awaited",
+    "box_without_fence", "box_over_products", "products_not_awaited",
     "products_not_committed", "no_fence_async", "fence_before_the_writes",
     "products_before_a_barrier", "products_of_nothing", "products_of_a_box_in_flight",
     "writes_over_products", "releases_before_the_wait", "arrivals_left_over",
