@@ -46,7 +46,7 @@ void forget_roles() {
   std::fill(named, named + kNamed, Named{});
   for (auto& list : changes) list.clear();
   takers.clear();
-  free_registers = kRegisters - registers_at_start() * launch->threads;
+  free_registers = 0;  // a block has only those with which it starts
 }
 
 void check_roles_end() {
@@ -64,8 +64,8 @@ void check_roles_end() {
 
 void named_barrier(int number, int threads, bool waits, Site site) {
   const char* const what = waits ? "named_barrier_sync" : "named_barrier_arrive";
-  if (number < 0 || number >= kNamed || threads <= 0 || threads % 32 || threads > launch->threads)
-    fail("%s at %s:%d: barrier %d of 0 to 15 for %d threads, whole warps of %d", what, site.file, site.line, number,
+  if (number < 1 || number >= kNamed || threads <= 0 || threads % 32 || threads > launch->threads)
+    fail("%s at %s:%d: barrier %d of 1 to 15 for %d threads, whole warps of %d", what, site.file, site.line, number,
          threads, launch->threads);
   Named& barrier = named[number];
   if (!barrier.arrived) {
