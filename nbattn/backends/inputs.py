@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -132,11 +133,14 @@ def layout_of(query: Tensor, key: Tensor, value: Tensor) -> str:
 
 
 def _side_by_side(first: Tensor, second: Tensor) -> bool:
-    """Whether the rows of two tensors are parts of the same longer rows, all of them apart."""
+    """Whether the rows of two tensors are parts of the same longer rows, one after the other."""
     steps, itemsize = first.stride()[:-2], first.element_size()
+    row = max(tensor.shape[-2:].numel() for tensor in (first, second))
+    inner = (n * step for n, step in zip((*first.shape[1:-2], row), (*steps[1:], 1), strict=True))
     return (
         steps == second.stride()[:-2]
         and all(step > 0 and step * itemsize % 16 == 0 for step in steps)
+        and all(map(operator.ge, steps, inner))
         and first.stride()[-2:] == (first.shape[-1], 1)
         and second.stride()[-2:] == (second.shape[-1], 1)
         and first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()

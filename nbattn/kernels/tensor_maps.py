@@ -66,8 +66,8 @@ class View(NamedTuple):
     @classmethod
     def contiguous(cls, shape: tuple[int, ...]) -> View:
         """The view of a contiguous tensor."""
-        steps = accumulate(reversed(shape[1:]), lambda step, size: step * size, initial=1)
-        return cls(shape, tuple(reversed(list(steps))))
+        inner_first = (max(size, 1) for size in shape[:0:-1])
+        return cls(shape, tuple(accumulate(inner_first, int.__mul__, initial=1))[::-1])
 
 
 class TensorBoxes(NamedTuple):
@@ -141,7 +141,11 @@ def boxes_of(
         return f"{tensor}: {placed}"
     within = names[-2:] if placed.inner else names[-2:-1]
     room = min((stride for name, stride in long.items() if name not in within), default=_SIZE)
-    rooms = (0, 0, room * folds)  # only residues of the last axis can be among the channels
+    rooms = (
+        0,
+        0,
+        room * folds,
+    )  # only residues of the last axis can be among the channels
     axes: list[_Axis] = []
     every = zip(lengths, strides[1:4], tile, dilations, rooms, strict=True)
     for number, given in enumerate(every, first):
@@ -218,10 +222,11 @@ def _axis(
             f"are {layout.MAPS}; boxes of {extent} positions step over up to "
             f"{min(_STEP, _BOX // extent)}"
         )
-    if dilation * stride * _ITEM >= _STRIDE:
-        return f"a class has a stride of {dilation * stride * _ITEM} bytes, not below {_STRIDE}"
     lengths = tuple(-(-(length - residue) // dilation) for residue in range(classes))
-    return _Axis(lengths, dilation * stride, extent, 1, 1)
+    apart = dilation * stride * (length > dilation)
+    if apart * _ITEM >= _STRIDE:
+        return f"a class has a stride of {apart * _ITEM} bytes, not below {_STRIDE}"
+    return _Axis(lengths, apart, extent, 1, 1)
 
 
 def _combined(

@@ -52,6 +52,20 @@ def test_layouts_of_calls() -> None:
     assert layout_of(*uneven.unbind(2)) == "strided"
     shared = torch.randn(1, 6, 3, 4, 8).expand(2, -1, -1, -1, -1)
     assert layout_of(*shared.unbind(2)) == "strided"
+    longer = torch.randn(2, 9, 3, 4, 8)[:, 1:7]
+    assert layout_of(*longer.unbind(2)) == "packed"
+
+
+def test_rows_that_overlap_are_not_packed() -> None:
+    """Tensor maps could not say them: residues of a dilation are apart in packed rows."""
+    memory = torch.randn(5000)
+    for steps in ((1000, 16, 64, 1), (1000, 128, 64, 1), (640, 128, 64, 1)):
+        frames = memory.as_strided((2, 6, 2, 64), steps)
+        packed = steps[1] >= 128 and steps[0] >= 6 * steps[1]
+        assert (layout_of(frames, frames, frames) == "packed") == packed
+    key = memory.as_strided((2, 6, 2, 16), (640, 48, 16, 1))
+    value = memory.as_strided((2, 6, 2, 32), (640, 48, 32, 1))
+    assert layout_of(torch.randn(2, 5, 2, 16), key, value) == "strided"
 
 
 def test_a_packed_plan_is_the_plan_of_a_packed_call() -> None:

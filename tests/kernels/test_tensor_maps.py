@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tensor_layouts import DILATED, LAYOUTS, Addresses, axes_turned, contiguous, view_of
 
 from nbattn.errors import BackendError
@@ -19,6 +20,7 @@ from nbattn.kernels.tensor_maps import LaunchMaps, TensorBoxes, TensorMap, View
 
 OUTSIDE = -1
 PLAIN = (1, 1, 1)
+LONG = ((1, 1, 64), (1, 1, 9))  # a tile and dilations
 
 
 def made(tensor: Addresses, tile: tuple[int, ...], dilations: tuple[int, ...] = PLAIN):
@@ -222,10 +224,8 @@ def test_a_tensor_without_positions_has_legal_maps():
 
 
 def test_the_view_of_a_contiguous_tensor():
-    for shape in ((2, 3, 4, 5, 6), (1, 7, 1, 8), (2, 0, 1, 4)):
-        given = np.zeros([max(n, 1) for n in shape], dtype=np.int8)
-        if 0 not in shape:
-            assert View.contiguous(shape) == View(shape, given.strides)
+    for shape in ((2, 3, 4, 5, 6), (1, 7, 1, 8), (2, 0, 1, 4), (0, 3, 4)):
+        assert View.contiguous(shape) == View(shape, torch.empty(shape).stride())
     assert View.contiguous((2, 3, 4)) == View((2, 3, 4), (12, 4, 1))
 
 
@@ -279,6 +279,24 @@ def test_strides_of_dimensions_of_one_position_are_free():
     assert isinstance(boxes, TensorBoxes)
     check_legal(boxes.maps[0])
     assert boxes.numbers == (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0)
+
+
+def test_coordinates_below_the_limit_where_residues_would_pass_it():
+    """Residues of far positions are not folded into the channels."""
+    for stride in (1 << 27, 1 << 28):
+        boxes = tensor_maps.boxes_of("key", View((2, 9, 1, 64), (1 << 36, stride, 64, 1)), *LONG)
+        assert isinstance(boxes, TensorBoxes)
+        folded = 8 * stride + 64 < 1 << 31
+        assert len(boxes.maps) == (1 if folded else 9)
+
+
+def test_classes_of_one_position_may_be_any_distance_apart():
+    view = View((1, 3, 5, 1, 64), (0, 1 << 22, 64, 64, 1))
+    boxes = tensor_maps.boxes_of("key", view, (1, 2, 8), (1, 1 << 20, 1))
+    assert isinstance(boxes, TensorBoxes)
+    assert len(boxes.maps) == 3
+    for tensor_map in boxes.maps:
+        check_legal(tensor_map)
 
 
 def test_refused_tiles_and_dilations():

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import accumulate
 from typing import NamedTuple
 
 from nbattn.backends.cuda.tiles import SPLIT, Tiles
@@ -129,15 +128,9 @@ def _unmapped(
 ) -> str:
     """The same of contiguous tensors; others differ in strides only, which may forbid to fold."""
     views = {
-        name: View(shape, _contiguous(shape))
+        name: View.contiguous(shape)
         for name, shape in shapes._asdict().items()
         if shape and (kernel != "fwd" or name != "grad_out")
     }
     found = tensor_maps.maps_of(kernel, views, rows, columns, dilations, folds=folds)
     return found if isinstance(found, str) else ""
-
-
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides of a contiguous tensor."""
-    inner_first = (max(length, 1) for length in shape[:0:-1])
-    return tuple(accumulate(inner_first, int.__mul__, initial=1))[::-1]

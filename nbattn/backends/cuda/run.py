@@ -312,8 +312,8 @@ def _views(
     """The layouts of the tensors that kernels may read as boxes."""
     value_dim = (window.build.value_dim,)
     shapes = (query, key, (*key[:-1], *value_dim), (*query[:-1], *value_dim))
-    views = {
-        name: View(tuple(shape), given)
+    views = {  # those of tensors without elements may be anything
+        name: View(tuple(shape), given) if math.prod(shape) else View.contiguous(tuple(shape))
         for name, shape, given in zip(layout.STRIDES, shapes, strides, strict=False)
     }
     if extra:
@@ -416,13 +416,17 @@ def _in_chunks(shape: torch.Size, strides: Strides) -> bool:
 
 @lru_cache(1024)
 def _in_boxes(identity: ByIdentity[CudaArguments], shape: torch.Size, strides: Strides) -> bool:
-    """Whether tensor maps take a gradient of the output as they take a contiguous one."""
-    given, plain = View(tuple(shape), strides), View.contiguous(tuple(shape))
-    tile, dilations = (1, 1, 1), _dilations(identity.value)
-    found, wanted = (tensor_maps.boxes_of("grad_out", v, tile, dilations) for v in (given, plain))
-    if isinstance(found, str) or isinstance(wanted, str):
-        return False
-    return len(found.maps) <= len(wanted.maps)
+    """Whether a gradient of the output needs no more tensor maps than a contiguous one."""
+    window, given = identity.value, View(tuple(shape), strides)
+    assert window.grad_query is not None
+    assert window.grad_key is not None
+
+    def count(view: View, tile: tuple[int, int, int]) -> float:
+        found = tensor_maps.boxes_of("grad_out", view, tile, _dilations(window))
+        return math.inf if isinstance(found, str) else len(found.maps)
+
+    tiles = (window.grad_query.rows, window.grad_key.columns)
+    return all(count(given, tile) <= count(View.contiguous(given.shape), tile) for tile in tiles)
 
 
 def _readable(window: CudaArguments, tensors: Tensors) -> Tensors:

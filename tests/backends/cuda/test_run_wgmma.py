@@ -16,6 +16,7 @@ import torch
 from emulator import build
 from emulator.launcher import Launcher
 from judged_values import FEATURES, MASKS, Feature, Shape
+from torch import Tensor
 
 import nbattn
 from nbattn import Axis, BackendError, Mask
@@ -182,3 +183,29 @@ def test_what_warpgroups_do_not_take_the_other_kernels_serve(emulated: Launcher)
     nbattn.attention(query, query, query, mask, key_range=ranges, backend="cuda")
     assert emulated.counts.wgmma == 0
     assert emulated.counts.mma > 0
+
+
+def gradients(query: Tensor, key: Tensor, mask: Mask, grad_out: Tensor) -> list[Tensor]:
+    leaves = [tensor.detach().requires_grad_() for tensor in (query, key)]
+    out = nbattn.attention(*leaves, leaves[1], mask=mask, backend="cuda", **ROUTE)
+    return list(torch.autograd.grad(out, leaves, grad_out))
+
+
+@pytest.mark.parametrize("sizes", [(0, 9, 9), (2, 0, 0), (2, 0, 9), (2, 9, 0)], ids=str)
+def test_gradients_of_no_elements(sizes: tuple[int, int, int]) -> None:
+    """A gradient of the output without elements is contiguous with strides of 0, too."""
+    batch, queries, keys = sizes
+    query, key = (torch.randn(batch, n, 2, 64).bfloat16() for n in (queries, keys))
+    grad_out = torch.ones((), dtype=torch.bfloat16).expand(query.shape)
+    for grad in gradients(query, key, Mask(Axis(2, 2, align="top-left")), grad_out):
+        assert not grad.any()
+
+
+def test_a_gradient_is_copied_where_the_kernels_tiles_would_need_more_maps() -> None:
+    """Samples inside tokens leave no room for residues, and 8 positions are too far for a box."""
+    query, key = (torch.randn(2, n, 1, 64).bfloat16() for n in (16, 19))
+    grad_out = torch.randn(16, 2, 1, 64).bfloat16().transpose(0, 1)
+    mask = Mask(Axis(2, 2, dilation=8, align="top-left"))
+    found = gradients(query, key, mask, grad_out)
+    for one, other in zip(found, gradients(query, key, mask, grad_out.contiguous()), strict=True):
+        assert torch.equal(one, other)
