@@ -141,11 +141,8 @@ def boxes_of(
         return f"{tensor}: {placed}"
     within = names[-2:] if placed.inner else names[-2:-1]
     room = min((stride for name, stride in long.items() if name not in within), default=_SIZE)
-    rooms = (
-        0,
-        0,
-        room * folds,
-    )  # only residues of the last axis can be among the channels
+    # Only residues of the last axis can be among the channels.
+    rooms = (0, 0, min(room, _SIZE - 1) * folds)
     axes: list[_Axis] = []
     every = zip(lengths, strides[1:4], tile, dilations, rooms, strict=True)
     for number, given in enumerate(every, first):
