@@ -202,7 +202,8 @@ def test_the_sweeps_step_runs_dry(programme: ModuleType, tmp_path: Path) -> None
 def test_the_steps_fit_and_name_files_that_exist(programme: ModuleType) -> None:
     """No step needs more than a command of ten minutes; steps stand in the programme's order."""
     names = [step.name for step in programme.STEPS]
-    assert names[:6] == ["doctor", "launches", "kernels", "offsets", "triton", "sweep"]
+    assert names[:6] == ["doctor", "launches", "warpgroups", "kernels", "offsets", "sweep"]
+    assert names.index("triton") < names.index("triton sweep")
     assert len(set(names)) == len(names)
     for step in programme.STEPS:
         assert 0 < step.seconds <= 580
