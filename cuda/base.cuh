@@ -10,7 +10,8 @@ typedef unsigned short uint16_t;
 typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
 #define NB_INFINITY __int_as_float(0x7f800000)
-#define NB_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+// Swizzled boxes begin at multiples of 1024 bytes.
+#define NB_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 #else  // an ordinary host compiler, which can compile only integer arithmetic: window.cuh
 #define __device__
 #define __forceinline__ inline

@@ -129,10 +129,9 @@ struct Consumer {
 
   // Starts the scores of visit n while the sums of the one before run; ends with its own sums running.
   template <bool kFirst>
-  NB_DEVICE void visit(unsigned n, const Turns& turns) {
+  NB_DEVICE void visit(unsigned n) {
     Fragment<kColumns> s, grads;
     arena.queries().wait_full(n);
-    turns.begin();
     wgmma_fence();
     dot_async<kColumns, kHeadDim, KeyVectors, QueryVectors>(s.at[0], arena.key().k_major(64 * group),
                                                             arena.query(n).k_major());
@@ -149,7 +148,6 @@ struct Consumer {
     dot_async<kColumns, kValueDim, ValueVectors, GradVectors>(grads.at[0], arena.value().k_major(64 * group),
                                                               arena.grad_out(n).k_major());
     wgmma_commit();
-    turns.end();
     wgmma_wait<1>();
     pin(s.at[0]);
     scores.softcap(s);
@@ -174,11 +172,9 @@ struct Consumer {
 
   NB_DEVICE void visits(unsigned total) {
     mbarrier_wait(arena.rows(), 0);
-    const Turns turns(group);
-    visit<true>(0, turns);
+    visit<true>(0);
     // A visit of 64 columns at head size 128 issues 0 instructions: tests/golden/kernels.json.
-    for (unsigned n = 1; n < total; ++n) visit<false>(n, turns);
-    turns.finish();
+    for (unsigned n = 1; n < total; ++n) visit<false>(n);
     wgmma_wait<0>();
     pin(key_sums.at[0]);
     pin(value_sums.at[0]);

@@ -33,7 +33,7 @@ struct Consumer {
 
   // Starts the scores of visit n while the sums of the one before run; ends with its own sums running.
   template <bool kFirst>
-  NB_DEVICE void visit(unsigned n, const Turns& turns) {
+  NB_DEVICE void visit(unsigned n) {
     Fragment<kColumns> s, grads;
     arena.keys().wait_full(n);
     if (Variant::kExtraRange) {
@@ -41,7 +41,6 @@ struct Consumer {
       clear_outside(arena.key(n), arena.visits()[n]);
       clear_outside(arena.value(n), arena.visits()[n]);
     }
-    turns.begin();
     wgmma_fence();
     dot_async<kColumns, kHeadDim, QueryVectors, KeyVectors>(
         s.at[0], QueryVectors(arena.base).k_major(64 * group), arena.key(n).k_major());
@@ -56,7 +55,6 @@ struct Consumer {
     dot_async<kColumns, kValueDim, GradVectors, ValueVectors>(
         grads.at[0], GradVectors(arena.base + QueryVectors::kBytes).k_major(64 * group), arena.value(n).k_major());
     wgmma_commit();
-    turns.end();
     wgmma_wait<1>();
     pin(s.at[0]);
     scores.softcap(s);
@@ -75,11 +73,9 @@ struct Consumer {
 
   NB_DEVICE void visits(unsigned total) {
     mbarrier_wait(arena.rows(), 0);
-    const Turns turns(group);
-    visit<true>(0, turns);
+    visit<true>(0);
     // A visit of 64 columns at head size 128 issues 0 instructions: tests/golden/kernels.json.
-    for (unsigned n = 1; n < total; ++n) visit<false>(n, turns);
-    turns.finish();
+    for (unsigned n = 1; n < total; ++n) visit<false>(n);
     wgmma_wait<0>();
     pin(sums.at[0]);
   }

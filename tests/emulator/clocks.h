@@ -51,7 +51,8 @@ struct AsyncReader {  // the threads that start products, and what all of them k
 void forget_proxies();
 uint32_t begin_reads(int warpgroup, const void* place);  // a group of products
 void end_reads(uint32_t group);                          // this warpgroup has waited for it
-void product_reads(const AsyncReader& reader, uint32_t group, const unsigned char* address, int bytes, const void* place);
+void product_reads(const AsyncReader& reader, uint32_t group, const unsigned char* address, int bytes,
+                   const void* place);
 void box_issued(unsigned char* to, int bytes, const void* place);
 void box_landed(unsigned char* to, int bytes, int mbarrier, uint32_t phase, const void* place);
 extern uint32_t as_of;  // the count of the writes of a copy that lands later; 0: now

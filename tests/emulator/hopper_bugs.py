@@ -195,7 +195,7 @@ TURNS = [  # roles, registers, turns
         "fwd", "line", "ELRC"),
     Bug("the last turn is left over", ROLES, "    if (own == 1) named_barrier_sync(own, 256);\n",
         "", "fwd", "line", "C"),
-    Bug("a turn never ends", DQ, "    turns.end();\n", "", "dq", "line", "ELRC"),
+    Bug("a turn never ends", FWD, "    turns.end();\n", "", "fwd", "line", "ELRC"),
 ]
 RANGES = [  # extra keys outside extra_range
     Bug("extra values outside stay", ROWS, "if (!v.extra() || v.count[2] == Tile::kSize) return;",

@@ -385,7 +385,7 @@ MISTAKE(arriving_does_not_wait) {
 }
 
 MISTAKE(takes_too_many_registers) {
-  if (threadIdx.x < 128) nb::give_registers<40>();
+  if (threadIdx.x < 128) nb::give_registers<32>();
   else nb::take_registers<240>();                                           // line: takes_too_many_registers
 }
 

@@ -1,4 +1,4 @@
-// hopper_primitives.cu - one kernel per primitive of sm_90a, for tests/whole/test_emulator_hopper.py to compare with numpy.
+// hopper_primitives.cu - one kernel per primitive of sm_90a; tests/whole/test_emulator_hopper.py compares with numpy.
 #include "params.h"
 #include "wgmma.cuh"
 
@@ -20,7 +20,7 @@ __device__ void copy_words(void* to, const void* from, int words) {
 }
 }  // namespace
 
-// number: five coordinates, the box's bytes, boxes. Box i is that of map i, boxes lie one after another; out: their bytes.
+// number: five coordinates, the box's bytes, boxes. Box i is that of map i; they lie one after another, and in out.
 extern "C" __global__ void boxes(const __grid_constant__ Mapped m) {
   NB_DYNAMIC_SHARED(shared);
   const int bytes = m.number[5], count = m.number[6];
@@ -40,8 +40,8 @@ extern "C" __global__ void boxes(const __grid_constant__ Mapped m) {
   copy_words(m.p.out, shared, count * bytes / 4);
 }
 
-// number: rounds, the box's bytes. In each round the box of query comes to the stage round % 2, at the coordinate 8 round
-// of the second dimension; expected in two halves by two threads; lse [rounds, bytes / 4] gets its words.
+// number: rounds, the box's bytes. In each round the box of query at the coordinate 8 round of the second dimension
+// comes to the stage round % 2; expected in two halves by two threads; lse [rounds, bytes / 4] gets its words.
 extern "C" __global__ void rounds(const __grid_constant__ Mapped m) {
   NB_DYNAMIC_SHARED(shared);
   const int total = m.number[0], bytes = m.number[1];
@@ -97,20 +97,20 @@ extern "C" __global__ void copies_arrive(const __grid_constant__ Params p) {
   if (threadIdx.x < 32) static_cast<float4*>(p.out)[lane] = sum;
 }
 
-// key_range: bytes of query and key, images of shared memory; the number of products; then the low and high word of each
-// product's descriptors of a and b, without the address of the image. value and out [128, columns / 2]: registers.
+// key_range: bytes of query and key, images of shared memory; the number of products; then the low and high word of
+// each product's descriptors of a and b, without the image's address. value and out [128, columns / 2]: registers.
 template <class T, int kColumns>
 __device__ void multiply_shared(const Params& p) {
-  NB_DYNAMIC_SHARED(shared);
+  NB_DYNAMIC_SHARED(arena);
   const int a_bytes = p.key_range[0], b_bytes = p.key_range[1], count = p.key_range[2];
-  copy_words(shared, p.query, a_bytes / 4);
-  copy_words(shared + a_bytes, p.key, b_bytes / 4);
+  copy_words(arena, p.query, a_bytes / 4);
+  copy_words(arena + a_bytes, p.key, b_bytes / 4);
   nb::fence_async();
   __syncthreads();
   float d[kColumns / 8][4];
   const uint32_t* const words = reinterpret_cast<const uint32_t*>(p.key_range) + 3;
   auto descriptor = [&](int i, int offset) {
-    return static_cast<uint64_t>(words[i + 1]) << 32 | (words[i] + (nb::shared_address(shared + offset) >> 4));
+    return static_cast<uint64_t>(words[i + 1]) << 32 | (words[i] + (nb::shared_address(arena + offset) >> 4));
   };
   nb::wgmma_fence();
   nb::wgmma<T, false>(d, descriptor(0, 0), descriptor(2, a_bytes));
@@ -125,9 +125,9 @@ __device__ void multiply_shared(const Params& p) {
 // As multiply_shared, but query [128, products, 4] has the registers of a, and d begins at value.
 template <class T, int kColumns>
 __device__ void multiply_registers(const Params& p) {
-  NB_DYNAMIC_SHARED(shared);
+  NB_DYNAMIC_SHARED(arena);
   const int b_bytes = p.key_range[1], count = p.key_range[2];
-  copy_words(shared, p.key, b_bytes / 4);
+  copy_words(arena, p.key, b_bytes / 4);
   nb::fence_async();
   __syncthreads();
   float d[kColumns / 8][4];
@@ -143,7 +143,7 @@ __device__ void multiply_registers(const Params& p) {
 #pragma unroll
   for (int k = 0; k < 2; ++k)
     nb::wgmma<T>(d, a[k], static_cast<uint64_t>(words[4 * k + 3]) << 32 |
-                              (words[4 * k + 2] + (nb::shared_address(shared) >> 4)));
+                              (words[4 * k + 2] + (nb::shared_address(arena) >> 4)));
   nb::wgmma_commit();
   nb::wgmma_wait<0>();
   nb::pin(d);
@@ -195,7 +195,7 @@ extern "C" __global__ void turns(const __grid_constant__ Params p) {
   if (group == 0) nb::named_barrier_sync(1, 256);
 }
 
-// Three warpgroups; one gives registers to the others. out [384] = query [384] + the sum of 0 to 127 products.
+// Three warpgroups; one gives registers to the others. out [384]: query [384], twice that in the first two.
 extern "C" __global__ void __launch_bounds__(384, 1) registers(const __grid_constant__ Params p) {
   const float x = static_cast<const float*>(p.query)[threadIdx.x];
   if (threadIdx.x >= 256) {

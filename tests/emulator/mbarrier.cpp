@@ -45,7 +45,8 @@ int find(void* at, const char* what, Site site) {
   if (content.magic == kMagic && content.number < mbarriers.size() && mbarriers[content.number].at == at)
     return content.number;
   for (const Mbarrier& b : mbarriers)
-    if (b.at == at) fail("%s at %s:%d: the mbarrier %s has been overwritten", what, site.file, site.line, address_text(at).of);
+    if (b.at == at)
+      fail("%s at %s:%d: the mbarrier %s has been overwritten", what, site.file, site.line, address_text(at).of);
   fail("%s at %s:%d: %s is no mbarrier; mbarrier_init makes one", what, site.file, site.line, address_text(at).of);
 }
 
@@ -78,8 +79,8 @@ void arrive(Mbarrier& b, int bytes, const char* what, Site site) {
          site.file, site.line, current->number, address_text(b.at).of, b.bytes, b.phase, b.expected);
   b.bytes += bytes;
   if (std::abs(b.bytes) > kMostBytes)
-    fail("%s at %s:%d: %s waits for %d bytes, of at most %d", what, site.file, site.line, address_text(b.at).of, b.bytes,
-         kMostBytes);
+    fail("%s at %s:%d: %s waits for %d bytes, of at most %d", what, site.file, site.line, address_text(b.at).of,
+         b.bytes, kMostBytes);
   --b.pending;
 }
 
@@ -136,7 +137,8 @@ void mbarrier_init(void* at, int expected, Site site) {
     fail("mbarrier_init at %s:%d: %d arrivals, of 1 to %d", site.file, site.line, expected, kMostArrivals);
   for (const Mbarrier& b : mbarriers)
     if (b.at == at) fail("mbarrier_init at %s:%d: %s is an mbarrier already", site.file, site.line, address_text(at).of);
-  if (mbarriers.size() == kMbarriers) fail("mbarrier_init at %s:%d: only %d are emulated", site.file, site.line, kMbarriers);
+  if (mbarriers.size() == kMbarriers)
+    fail("mbarrier_init at %s:%d: only %d are emulated", site.file, site.line, kMbarriers);
   const Content content = {kMagic, static_cast<uint32_t>(mbarriers.size())};
   std::memcpy(at, &content, 8);
   Mbarrier b = {};
@@ -177,7 +179,8 @@ void mbarrier_arrive_after_copies(void* at, Site site) {
 
 void mbarrier_wait(void* at, int parity, Site site) {
   const int number = use(at, "mbarrier_wait", site);
-  if (parity != 0 && parity != 1) fail("mbarrier_wait at %s:%d: the parity %d is neither 0 nor 1", site.file, site.line, parity);
+  if (parity != 0 && parity != 1)
+    fail("mbarrier_wait at %s:%d: the parity %d is neither 0 nor 1", site.file, site.line, parity);
   while (static_cast<int>(mbarriers[number].phase % 2) == parity) {
     mbarriers[number].waiting.push_back(current->number);
     wait_for("mbarrier_wait", site);
@@ -188,8 +191,8 @@ void mbarrier_wait(void* at, int parity, Site site) {
 int mbarrier_for_box(void* at, Site site) {
   const int number = use(at, "tma_load", site);
   if (!mbarriers[number].fenced)
-    fail("tma_load at %s:%d: thread %d has initialised the mbarrier %s without mbarrier_init_fence", site.file, site.line,
-         mbarriers[number].owner, address_text(at).of);
+    fail("tma_load at %s:%d: thread %d has initialised the mbarrier %s without mbarrier_init_fence", site.file,
+         site.line, mbarriers[number].owner, address_text(at).of);
   return number;
 }
 

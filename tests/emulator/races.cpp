@@ -67,8 +67,8 @@ bool ended_for(int thread, uint32_t group) {
 void check_no_products(Cell& cell, const char* what, const unsigned char* address, const void* place) {
   for (uint32_t& group : cell.group) {
     if (group && !ended_for(current->number, group))
-      fail("race: thread %d %s %s at %s, wgmma at %s may still read it", current->number, what, address_text(address).of,
-           place_text(place).of, place_text(reads[group].place).of);
+      fail("race: thread %d %s %s at %s, wgmma at %s may still read it", current->number, what,
+           address_text(address).of, place_text(place).of, place_text(reads[group].place).of);
     group = 0;
   }
 }

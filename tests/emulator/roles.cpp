@@ -46,7 +46,7 @@ void forget_roles() {
   std::fill(named, named + kNamed, Named{});
   for (auto& list : changes) list.clear();
   takers.clear();
-  free_registers = kRegisters - registers_at_start() * launch->threads;
+  free_registers = 0;  // a block has only those with which it starts
 }
 
 void check_roles_end() {
@@ -64,9 +64,9 @@ void check_roles_end() {
 
 void named_barrier(int number, int threads, bool waits, Site site) {
   const char* const what = waits ? "named_barrier_sync" : "named_barrier_arrive";
-  if (number < 0 || number >= kNamed || threads <= 0 || threads % 32 || threads > launch->threads)
-    fail("%s at %s:%d: barrier %d of 0 to 15 for %d threads, whole warps of %d", what, site.file, site.line, number, threads,
-         launch->threads);
+  if (number < 1 || number >= kNamed || threads <= 0 || threads % 32 || threads > launch->threads)
+    fail("%s at %s:%d: barrier %d of 1 to 15 for %d threads, whole warps of %d", what, site.file, site.line, number,
+         threads, launch->threads);
   Named& barrier = named[number];
   if (!barrier.arrived) {
     barrier.site = site;
@@ -76,8 +76,8 @@ void named_barrier(int number, int threads, bool waits, Site site) {
     fail("the named barrier %d expects %d threads at %s:%d, %d at %s:%d", number, barrier.threads, barrier.site.file,
          barrier.site.line, threads, site.file, site.line);
   if (barrier.came[current->number])
-    fail("%s at %s:%d: thread %d comes to barrier %d twice, and only %d of %d threads have come", what, site.file, site.line,
-         current->number, number, barrier.arrived, threads);
+    fail("%s at %s:%d: thread %d comes to barrier %d twice, and only %d of %d threads have come", what, site.file,
+         site.line, current->number, number, barrier.arrived, threads);
   barrier.came[current->number] = true;
   release(current->number, barrier.met);
   if (waits) barrier.waiting.push_back(current->number);
@@ -95,8 +95,8 @@ void change_registers(int count, bool take, Site site) {
     fail("the threads of a warpgroup change registers in different places: %s:%d and %s:%d", list[index].site.file,
          list[index].site.line, site.file, site.line);
   if (take ? count < fiber.registers : count > fiber.registers)
-    fail("%s at %s:%d: thread %d has %d registers, %d are %s", what, site.file, site.line, fiber.number, fiber.registers,
-         count, take ? "fewer" : "more");
+    fail("%s at %s:%d: thread %d has %d registers, %d are %s", what, site.file, site.line, fiber.number,
+         fiber.registers, count, take ? "fewer" : "more");
   while (count - fiber.registers > free_registers) {
     takers.push_back(fiber.number);
     wait_for(what, site);

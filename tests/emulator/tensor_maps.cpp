@@ -94,7 +94,8 @@ void tma_load(void* shared, const void* tensor_map, void* barrier, const int* at
   if (!tensor_map || reinterpret_cast<uintptr_t>(tensor_map) % 64)
     fail("tma_load at %s:%d: the tensor map's address is no multiple of 64", site.file, site.line);
   std::memcpy(&box.map, tensor_map, sizeof(Map));
-  if (box.map.magic != kMagic) fail("tma_load at %s:%d: thread %d names no tensor map", site.file, site.line, current->number);
+  if (box.map.magic != kMagic)
+    fail("tma_load at %s:%d: thread %d names no tensor map", site.file, site.line, current->number);
   box.to = static_cast<unsigned char*>(shared);
   box.thread = current->number;
   box.place = __builtin_return_address(0);

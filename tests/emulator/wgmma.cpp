@@ -1,34 +1,11 @@
-// wgmma.cpp - products of a warpgroup: started by 128 threads, computed at once, at the wait or at either by chance; until
-// the wait their registers are NaN.
+// wgmma.cpp - products of a warpgroup: started by 128 threads, computed at once, at the wait or at either by chance;
+// until the wait their registers are NaN.
 #include <algorithm>
 #include <memory>
-#include "clocks.h"
-#include "runtime.h"
-#include "widened.h"
+#include "products.h"
 
 namespace emulator {
 namespace {
-constexpr int kThreads = 128, kRows = 64, kDepth = 16, kMostColumns = 256;
-
-struct Sums {  // accumulators that products in flight add to
-  int columns;
-  float* registers[kThreads];  // of each thread, or null
-  int last_product, last_group;
-  alignas(32) float value[kRows][kMostColumns];
-};
-struct Start {  // what each thread says of a product
-  int columns, group;
-  bool more, bfloat16, in_registers;  // the latter: a
-  uint64_t a, b;
-  Site site;
-  const void* place;
-};
-struct Product : Start {
-  int arrived;
-  Sums* sums;
-  const uint32_t* source[kThreads];  // a in registers, and its values
-  uint32_t fragment[kThreads][4];
-};
 struct Warpgroup {
   std::vector<std::unique_ptr<Product>> products;  // of the block
   std::vector<std::unique_ptr<Sums>> sums;
@@ -38,80 +15,6 @@ struct Warpgroup {
   Site wait;
 };
 Warpgroup warpgroups[kWarpgroups];
-
-struct Descriptor {
-  uint32_t start, next_columns, next_rows;  // bytes
-  int swizzle;
-};
-
-Descriptor decoded(uint64_t bits, const Product& p) {
-  static constexpr int kSwizzles[] = {0, 128, 64, 32};
-  auto bytes = [=](int from) { return static_cast<uint32_t>(bits >> from & 0x3fff) << 4; };
-  const Descriptor d{bytes(0), bytes(16), bytes(32), kSwizzles[bits >> 62]};
-  if (!d.swizzle || bits & 0x3fffc000c000c000)
-    fail("wgmma at %s:%d: the descriptor %016lx has no swizzle, or unknown bits", p.site.file, p.site.line, bits);
-  if (d.start % (8 * d.swizzle) >= static_cast<uint32_t>(d.swizzle))  // then the rows' chunks are permuted in another way
-    fail("wgmma at %s:%d: the descriptor %016lx begins at %u, not in the first row of %d bytes", p.site.file,
-         p.site.line, bits, d.start, 8 * d.swizzle);
-  return d;
-}
-
-// Calls visit(pointer to 8 elements, vector, chunk): vectors along the descriptor's rows, chunks of 8 of its elements.
-template <class Visit>
-void each_chunk(const Product& p, uint64_t bits, int rows, int chunks, Visit visit) {
-  const Descriptor d = decoded(bits, p);
-  const int per_group = d.swizzle / 16;
-  for (int row = 0; row < rows; ++row)
-    for (int c = 0; c < chunks; ++c) {
-      uint32_t address = d.start + row / 8 * d.next_rows + row % 8 * d.swizzle;
-      address += chunks == 2 ? c * 16 : c / per_group * d.next_columns + c % per_group * 16;
-      const unsigned char* const at = shared_pointer(address ^ swizzle_bits(address, d.swizzle));
-      if (!in_shared(at, 16))
-        fail("wgmma at %s:%d: row %d, chunk %d of the descriptor %016lx is %s", p.site.file, p.site.line, row, c, bits,
-             address_text(at).of);
-      visit(at, row, c);
-    }
-}
-
-// b [16, columns] is K-major, a row per column, if a is in shared memory, and otherwise MN-major, a row per summand.
-template <class Visit>
-void each_operand(const Product& p, Visit visit) {
-  auto visit_a = [&](const unsigned char* at, int row, int c) { visit(at, true, row, c); };
-  auto visit_b = [&](const unsigned char* at, int row, int c) { visit(at, false, row, c); };
-  if (p.in_registers) return each_chunk(p, p.b, kDepth, p.columns / 8, visit_b);
-  each_chunk(p, p.a, kRows, kDepth / 8, visit_a);
-  each_chunk(p, p.b, p.columns, kDepth / 8, visit_b);
-}
-
-void compute(Product& p) {
-  alignas(32) float a[kRows][kDepth], b[kDepth][kMostColumns];
-  each_operand(p, [&](const unsigned char* at, bool first, int row, int c) {
-    const Row values = widened(at, p.bfloat16);
-    if (first) std::memcpy(&a[row][8 * c], &values, 32);
-    else if (p.in_registers) std::memcpy(&b[row][8 * c], &values, 32);
-    else
-      for (int k = 0; k < 8; ++k) b[8 * c + k][row] = values[k];
-  });
-  for (int t = 0; t < kThreads && p.in_registers; ++t) {
-    const Row values = widened(p.fragment[t], p.bfloat16);
-    for (int i = 0; i < 8; ++i) a[t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8][t % 4 * 2 + i % 2 + i / 4 * 8] = values[i];
-  }
-  for (int row = 0; row < kRows; ++row)
-    for (int n = 0; n < p.columns; n += 8) {
-      Row sum = {};
-      if (p.more) std::memcpy(&sum, &p.sums->value[row][n], 32);
-      for (int k = 0; k < kDepth; ++k) {
-        Row factors;
-        std::memcpy(&factors, &b[k][n], 32);
-        sum += a[row][k] * factors;
-      }
-      std::memcpy(&p.sums->value[row][n], &sum, 32);
-    }
-}
-
-float& value_of(Sums& sums, int thread, int i) {
-  return sums.value[thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8][i / 4 * 8 + thread % 4 * 2 + i % 2];
-}
 
 bool is_poison(const float* registers, int count) {
   for (int i = 0; i < count; ++i) {
@@ -124,15 +27,15 @@ bool is_poison(const float* registers, int count) {
 
 void check_untouched(const Sums& sums, int thread, int first_thread, const Product& p) {
   if (!is_poison(sums.registers[thread], sums.columns / 2))
-    fail("thread %d has written the accumulators of wgmma at %s:%d before wgmma_wait", first_thread + thread, p.site.file,
-         p.site.line);
+    fail("thread %d has written the accumulators of wgmma at %s:%d before wgmma_wait", first_thread + thread,
+         p.site.file, p.site.line);
 }
 
 uint64_t checksum(const Registers& r) {
   uint64_t sum = 0;
-  for (int i = 0; i < r.bytes / 4; ++i) {
-    uint32_t word;
-    std::memcpy(&word, static_cast<const unsigned char*>(r.at) + 4 * i, 4);
+  for (int i = 0; i < r.bytes / 8; ++i) {
+    uint64_t word;
+    std::memcpy(&word, static_cast<const unsigned char*>(r.at) + 8 * i, 8);
     sum = (sum ^ word) * 0x9e3779b97f4a7c15;
   }
   return sum;
@@ -153,7 +56,7 @@ void check_fenced(Fiber& fiber, const void* at, int bytes, bool reads, Site site
   if (!fiber.product_fence || !r.fenced)
     fail("wgmma at %s:%d: thread %d starts it without wgmma_fence since %s", site.file, site.line, fiber.number,
          r.fenced ? "its start" : "wgmma_wait gave it these registers");
-  if (launch->check && reads && r.sum != checksum(r))
+  if (reads && r.sum != checksum(r))
     fail("wgmma at %s:%d: thread %d has written its registers after wgmma_fence", site.file, site.line, fiber.number);
 }
 
@@ -175,8 +78,8 @@ void hand_back(Warpgroup& w, int first_thread, int ended) {
 void check_operands_unchanged(const Product& p, int first_thread) {
   for (int t = 0; t < kThreads && p.in_registers; ++t)
     if (std::memcmp(p.source[t], p.fragment[t], 16))
-      fail("thread %d has written a register operand of wgmma at %s:%d before wgmma_wait", first_thread + t, p.site.file,
-           p.site.line);
+      fail("thread %d has written a register operand of wgmma at %s:%d before wgmma_wait", first_thread + t,
+           p.site.file, p.site.line);
 }
 
 // All 128 threads have started this product.
@@ -190,9 +93,10 @@ void started(Warpgroup& w, int number, Product& p) {
     knowledge_of_all(reader.first, kThreads, reader.common);
     uint32_t& group = w.reads[p.group];
     if (!group) group = begin_reads(number, p.place);
-    each_operand(p, [&](const unsigned char* at, bool, int, int) { product_reads(reader, group, at, 16, p.place); });
+    check_operands(p, reader, group);
   }
-  while (w.computed < static_cast<int>(w.products.size()) && w.products[w.computed]->arrived == kThreads && lands_early())
+  const int count = w.products.size();
+  while (w.computed < count && w.products[w.computed]->arrived == kThreads && lands_early())
     compute(*w.products[w.computed++]);
 }
 
@@ -201,11 +105,11 @@ Product& product_of(Warpgroup& w, const Start& mine, float* registers, int lane)
   const size_t index = fiber.products++;
   if (index < w.products.size()) {
     Product& p = *w.products[index];
-    if (p.a != mine.a || p.b != mine.b || p.columns != mine.columns || p.more != mine.more || p.bfloat16 != mine.bfloat16 ||
-        p.group != mine.group || !same(p.site, mine.site))
+    if (p.a != mine.a || p.b != mine.b || p.columns != mine.columns || p.more != mine.more ||
+        p.bfloat16 != mine.bfloat16 || p.group != mine.group || !same(p.site, mine.site))
       fail("the threads of a warpgroup start different products: %s:%d with %016lx and %016lx; thread %d %s:%d with "
-           "%016lx and %016lx", p.site.file, p.site.line, p.a, p.b, fiber.number, mine.site.file, mine.site.line, mine.a,
-           mine.b);
+           "%016lx and %016lx",
+           p.site.file, p.site.line, p.a, p.b, fiber.number, mine.site.file, mine.site.line, mine.a, mine.b);
     return p;
   }
   w.products.push_back(std::make_unique<Product>());
@@ -259,17 +163,19 @@ void wgmma_fence() {
   fiber.product_fence = true;
   for (Registers& r : fiber.product_registers) {
     r.fenced = true;
-    if (launch->check) r.sum = checksum(r);
+    r.sum = checksum(r);
   }
 }
 
 void wgmma_commit() { self().product_groups++; }
 
-void wgmma(float* d, int columns, bool more, bool bfloat16, const uint32_t* a, uint64_t a_descriptor, uint64_t b, Site site) {
+void wgmma(float* d, int columns, bool more, bool bfloat16, const uint32_t* a, uint64_t a_descriptor, uint64_t b,
+           Site site) {
   Fiber& fiber = self();
   const int number = fiber.number / kThreads, lane = fiber.number % kThreads;
   if (number >= kWarpgroups || (number + 1) * kThreads > launch->threads)
-    fail("wgmma at %s:%d: thread %d is in no whole warpgroup; %d are emulated", site.file, site.line, fiber.number, kWarpgroups);
+    fail("wgmma at %s:%d: thread %d is in no whole warpgroup; %d are emulated", site.file, site.line,
+         fiber.number, kWarpgroups);
   Warpgroup& w = warpgroups[number];
   const Start mine{columns, fiber.product_groups, more, bfloat16, a != nullptr, a_descriptor, b, site,
                    __builtin_return_address(0)};
@@ -303,7 +209,8 @@ void wgmma_wait(int groups, Site site) {
     w.wait = site;
     w.groups = groups;
   } else if (w.groups != groups || !same(w.wait, site)) {
-    fail("the threads of a warpgroup wait in different places: %s:%d and %s:%d", w.wait.file, w.wait.line, site.file, site.line);
+    fail("the threads of a warpgroup wait in different places: %s:%d and %s:%d", w.wait.file, w.wait.line,
+         site.file, site.line);
   }
   if (++w.waiting < kThreads) return wait_for("wgmma_wait", site);
   w.waiting = 0;

@@ -21,10 +21,6 @@ HALVES = ("float16", "bfloat16")
 SIZES = (64, 80, 96, 128, 192, 256)  # head sizes
 _CAPABILITY = 90
 _FEW = 1 << 31  # elements
-_MAPS = 24  # kMaps of cuda/boxes.cuh
-_TENSORS = (
-    4  # that have maps of each class in one launch: query, key, value, gradient of the output
-)
 _WHY = {
     "key_range": "a tensor map copies whole boxes, and what is outside may be NaN",
     "relative_bias": "its threads have no registers left for it",

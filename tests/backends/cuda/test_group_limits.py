@@ -70,12 +70,14 @@ def test_tensors_of_any_strides_may_have_no_tensor_maps() -> None:
     shape = (1, 64, 64, 4, 64)
     named = {"dtype": "bfloat16", "device": device("sm_90"), "backend": "cuda"}
     request = request_of(Mask.neighborhood((7, 7)), shape, shape, value_dim=64, **named)
-    for layout in ("contiguous", "packed"):
+    for layout in ("contiguous", "packed", "regular"):
         plan = planner.make(replace(request, layout=layout, require=("wgmma",)))
         assert plan.chosen.name == "cuda/window+wgmma"
     strided = replace(request, layout="strided")
     assert planner.make(strided).chosen.name == "cuda/window+mma"
-    with pytest.raises(BackendError, match="takes contiguous or packed query, key and value: not "):
+    with pytest.raises(
+        BackendError, match="takes query, key and value with strides that tensor maps"
+    ):
         planner.make(replace(strided, require=("wgmma",)))
 
 
@@ -96,6 +98,21 @@ def test_dilations_have_the_tensor_maps_that_a_launch_has_room_for() -> None:
             planned(mask, (1, 1009, 2, 64), require=("wgmma",), training=training)
 
 
+def test_regular_tensors_do_not_fold_a_dilation() -> None:
+    """Their strides may leave no room among the channels: a map for each class, or a step."""
+    for dilation, taken in ((8, True), (40, False)):
+        mask, shape = Mask.neighborhood((3, 3), dilation=(1, dilation)), (1, 20, 640, 2, 64)
+        named = {"dtype": "bfloat16", "device": device("sm_90"), "backend": "cuda"}
+        request = request_of(mask, shape, shape, value_dim=64, **named)
+        by_maps = [
+            not one.reasons
+            for layout in ("contiguous", "regular")
+            for one in planner.make(replace(request, layout=layout)).candidates
+            if one.name == "cuda/window+wgmma"
+        ]
+        assert by_maps == [True, taken], dilation
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
     ("batch", "space", "heads"),
@@ -112,7 +129,10 @@ def test_small_tensors_without_a_dilation_always_have_maps(
     assert group_limits._elements(request) < group_limits._FEW
     shapes = group_limits._Shapes.of(request)
     tiles = Tiles((2, 8, 8), (2, 4, 16), 12, 1, 2, 2)
-    assert not group_limits._unmapped(kernel, tiles.rows, tiles.columns, (1, 1, 1), shapes)
+    for folds in (False, True):
+        assert not group_limits._unmapped(
+            kernel, tiles.rows, tiles.columns, (1, 1, 1), shapes, folds
+        )
     assert not group_limits.unmapped(kernel, tiles, request, request.axes())
 
 
