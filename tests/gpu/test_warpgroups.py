@@ -117,15 +117,19 @@ def test_everything_at_once(label: str, extra: int, dtype: torch.dtype) -> None:
 
 
 def test_what_is_refused_the_other_kernels_serve() -> None:
+    """Features before heads, and keys with ranges."""
     mask, made = plain()
-    odd = torch.zeros(made["query"].numel() + 1, dtype=torch.bfloat16, device=DEVICE)
-    odd = odd[1:].view(made["query"].shape)
-    odd.copy_(made["query"])
     expected = nbattn.attention(**made, mask=mask, backend="cuda", require=("mma",))
-    moved = made | {"query": odd}
-    with pytest.raises(BackendError, match="wgmma"):
-        attend(**moved, mask=mask)
-    assert torch.equal(nbattn.attention(**moved, mask=mask, backend="cuda"), expected)
+    moved = made | {"query": made["query"].mT.contiguous().mT}
+    ranges = torch.tensor([[[0, n] for n in (28, 28)]] * 2, dtype=torch.int32, device=DEVICE)
+    for given, why in (
+        (moved, "strides that tensor maps"),
+        (made | {"key_range": ranges}, "boxes"),
+    ):
+        with pytest.raises(BackendError, match=why):
+            attend(**given, mask=mask)
+        found = nbattn.attention(**given, mask=mask, backend="cuda")
+        assert disagreement([found], [expected]) < TOLERANCE["bfloat16"]
 
 
 # Layouts, addresses and tensor maps
@@ -133,14 +137,18 @@ def test_what_is_refused_the_other_kernels_serve() -> None:
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_layouts_that_maps_can_say(dtype: torch.dtype) -> None:
-    """Packed projections and heads before tokens are read where they lie."""
+    """Packed projections and heads before tokens are read where they lie; what does not begin at a
+    multiple of 16 bytes is copied.
+    """
     problem = PROBLEMS["2-D"]
     made = random(problem, dtype, heads=2, kv_heads=2)
     of_mask = ours(problem[0], **ROUTE)
     expected = results(of_mask, made)
     packed = torch.stack([t.detach() for t in made.values()], -3)
     firsts = [t.detach().movedim(-2, 1).contiguous().movedim(1, -2) for t in made.values()]
-    for views in (packed.unbind(-3), firsts):
+    odd = torch.zeros(packed.numel() + 1, dtype=dtype, device=DEVICE)[1:].view(packed.shape)
+    odd.copy_(packed)
+    for views in (packed.unbind(-3), firsts, odd.unbind(-3)):
         leaves = [t.detach().requires_grad_() for t in views]
         found = results(of_mask, dict(zip(made, leaves, strict=True)))
         assert all(map(torch.equal, found, expected))
