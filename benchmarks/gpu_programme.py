@@ -89,8 +89,8 @@ STEPS = (
     ),
     Step(
         "launches", "do arguments, maps, streams, graphs and PTX do on hardware what they should?",
-        tests(*LAUNCHES), 240, 1,
-        tests(*STAND_IN, *LAUNCHES, "-k", "loaded_kernel_in or ldmatrix_on"),
+        tests(*LAUNCHES), 300, 1,
+        tests(*STAND_IN, *LAUNCHES, "-k", "loaded_kernel_in or ldmatrix_on or stmatrix"),
     ),
     Step(
         "warpgroups", "do the kernels of warpgroups compute the masks and the values?",
@@ -107,8 +107,9 @@ STEPS = (
         tests(*STAND_IN, KERNELS, "-k", f"{BIG} and bfloat16"),
     ),
     Step(
-        "sweep", "which tile of each kernel is the fastest?", script("gpu_tiles"), 560, 0,
-        script("gpu_tiles", "--dry", "--only=NAT 7"),
+        "sweep", "which of the tiles with the lowest estimates is the fastest?",
+        script("gpu_tiles", "--few"), 400, 0,
+        script("gpu_tiles", "--few", "--dry", "--only=1-D 32k D128"),
     ),
     Step("ncu", "what do the kernels of FLUX wait for?", NCU, 240, 0, NOTHING),
     Step(
@@ -164,6 +165,10 @@ STEPS = (
     Step(
         "flash speed", "what does a plan lose against the best one?", script("gpu_flash"), 500, 0,
         NOTHING,
+    ),
+    Step(
+        "all tiles", "is one of the other tiles faster?", script("gpu_tiles"), 560, 0,
+        script("gpu_tiles", "--dry", "--only=NAT 7"),
     ),
     Step(
         "costs", "the cost table of all that",

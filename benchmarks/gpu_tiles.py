@@ -244,6 +244,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="a file of JSON lines, which is continued")
     parser.add_argument("--seconds", type=float, default=480, help="stop after this time")
     parser.add_argument("--only", help="only workloads whose name contains this")
+    parser.add_argument("--few", action="store_true", help=f"only the first {FEW} of each kernel")
     parser.add_argument("--dry", action="store_true", help="without a GPU, and without times")
     options = parser.parse_args(words)
     if not options.dry and not torch.cuda.is_available():
@@ -252,7 +253,7 @@ def main(words: list[str] | None = None) -> int:
     end, bench = time.monotonic() + options.seconds, Bench.of(options.dry)
     found = Findings(options.output)
     loads = [load for load in workloads() if not options.only or options.only in load.name]
-    for part in PARTS:
+    for part in PARTS[:1] if options.few else PARTS:
         if not options.dry:
             every = (choice for load in loads for choice in choices(load, bench, part))
             compiled = (variant for choice in every for variant in choice.variants())

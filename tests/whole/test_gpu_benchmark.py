@@ -51,6 +51,9 @@ def test_the_sweep_goes_on_and_never_invents_a_time(
 ) -> None:
     tiles, path = module("gpu_tiles"), tmp_path / "tiles.jsonl"
     words = ["--dry", "--only", "NAT 7", f"--output={path}"]
+    assert tiles.main([*words, "--few"]) == 0
+    assert [row["rank"] for row in lines(path)] == 3 * [*range(tiles.FEW)]
+    path.unlink()
     assert tiles.main(words) == 0
     first = lines(path)
     assert {row["kernel"] for row in first} == {"fwd", "dq", "dkdv"}
