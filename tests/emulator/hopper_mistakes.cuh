@@ -1,4 +1,4 @@
-// hopper_mistakes.cuh - what the kernels of hopper_mistakes.cu share: a box, an operand and a barrier.
+// hopper_mistakes.cuh - what hopper_mistakes.cu and wgmma_mistakes.cu share: a box, an operand and a barrier.
 #pragma once
 #include "params.h"
 #include "wgmma.cuh"
