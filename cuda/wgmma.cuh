@@ -103,8 +103,8 @@ constexpr bool is_half = false;
 template <>
 constexpr bool is_half<__half> = true;
 
-// d [64, 8 kBlocks] = a [64, 16] b [16, 8 kBlocks], plus d if kMore. Both are K-major in shared memory: rows of b are its
-// columns' vectors.
+// d [64, 8 kBlocks] = a [64, 16] b [16, 8 kBlocks], plus d if kMore. Both are K-major in shared memory: b's rows there
+// are the vectors of its columns.
 template <class T, bool kMore, int kBlocks>
 NB_DEVICE void wgmma(float (&d)[kBlocks][4], uint64_t a, uint64_t b) {
   constexpr bool kHalf = is_half<T>;
