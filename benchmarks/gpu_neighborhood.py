@@ -30,17 +30,23 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 import nbattn
 from nbattn import Axis, Mask, geometry
+from nbattn.backends.cuda import group_limits
 from nbattn.backends.flex.run import mask_function
 from nbattn.timing import Action
 
-OURS = "nbattn"
+OURS, WARPGROUPS, WARPS = "nbattn", "nbattn, wgmma", "nbattn, no wgmma"
+# Our peers: as the planner chooses, and with the kernels for sm_90 and for sm_80.
+ROUTES: dict[str, dict[str, Any]] = {
+    OURS: {}, WARPGROUPS: {"require": ("wgmma",)}, WARPS: {"forbid": ("wgmma",)}
+}  # fmt: skip
 _CALLS = 200
 
 
 @dataclass(frozen=True)
 class Workload:
     """One problem. `tile` is FlexAttention's best tiling of the grid, 128 tokens; `published` is
-    NATTEN's Hopper forward in useful TFLOP/s, from its documentation of 0.20, without permutation.
+    NATTEN's Hopper forward in useful TFLOP/s, from its documentation of 0.20, without permutation;
+    `goal` is what our forward is to reach on an H100.
     """
 
     name: str
@@ -51,6 +57,7 @@ class Workload:
     batch: int = 1
     tile: tuple[int, ...] | None = None
     published: float | None = None
+    goal: float | None = None
 
     @property
     def tokens(self) -> int:
@@ -68,12 +75,13 @@ def workloads() -> Iterator[Workload]:
     """Yield workloads: NATTEN's documentation, Cosmos-Predict2, LTX-2.5's decoder, NAT, DiNAT."""
     hood = Mask.neighborhood
     flux, video = (256, 256), (30, 48, 80)
-    yield Workload("FLUX", flux, hood((80, 80)), 24, 128, 1, (8, 16), 318)
-    yield Workload("FLUX s16", flux, hood((80, 80), stride=16), 24, 128, 1, (8, 16), 651)
-    yield Workload("Hunyuan", video, hood((18, 24, 24)), 24, 128, 1, (2, 8, 8), 186)
-    yield Workload(
-        "Hunyuan s16,8,8", video, hood((18, 24, 24), stride=(16, 8, 8)), 24, 128, 1, (2, 8, 8), 628
-    )
+    yield Workload("FLUX", flux, hood((80, 80)), 24, 128, 1, (8, 16), 318, 430)
+    yield Workload("FLUX s16", flux, hood((80, 80), stride=16), 24, 128, 1, (8, 16), 651, 590)
+    yield Workload("Hunyuan", video, hood((18, 24, 24)), 24, 128, 1, (2, 8, 8), 186, 290)
+    strided = hood((18, 24, 24), stride=(16, 8, 8))
+    yield Workload("Hunyuan s16,8,8", video, strided, 24, 128, 1, (2, 8, 8), 628, 580)
+    # The goal: FlashAttention-3 without a mask, 16k tokens (arXiv 2407.08608).
+    yield Workload("1-D 32k", (32768,), hood(2048), 8, 128, 1, (128,), goal=648)
     for stride, published in ((1, 362), (256, 548), (2048, 580)):
         yield Workload(
             f"1-D s{stride}", (32768,), hood(2048, stride=stride), 1, 128, 1, (128,), published
@@ -164,14 +172,19 @@ def peers(load: Workload, dtype: torch.dtype, training: bool) -> dict[str, Peer]
     freed before the next one's.
     """
 
-    def family(backend: str) -> Peer:
-        attend = partial(nbattn.attention, mask=load.mask, backend=backend)
+    def family(backend: str, **route: Any) -> Peer:
+        attend = partial(nbattn.attention, mask=load.mask, backend=backend, **route)
         return of(lambda made: run_of(attend, made, training))
 
     def of(prepare: Callable[[tuple[Tensor, ...]], Action]) -> Peer:
         return lambda: prepare(tensors(load, dtype))
 
-    found: dict[str, Peer] = {OURS: family("cuda"), "triton": family("triton")}
+    found: dict[str, Peer] = {
+        name: family("cuda", **route)
+        for name, route in ROUTES.items()
+        if name == OURS or load.dim in group_limits.SIZES
+    }
+    found["triton"] = family("triton")
     if load.tile is not None:
         found["flex, tiled"] = of(lambda made: flex(made, tiled_blocks(load), training))
         # Flash 4's kernels, where they are installed.
@@ -214,28 +227,38 @@ def measured(peer: Peer, flops: float, timer: gpu_timing.Timer, detail: bool) ->
     return found
 
 
+def planned(load: Workload, dtype: torch.dtype, training: bool, name: str) -> dict[str, Any]:
+    """Return what a plan says of one of our peers, or why there is none."""
+    shape = (load.batch, *load.space, load.heads, load.dim)
+    try:
+        plan = nbattn.plan(
+            load.mask, shape, dtype=dtype, device="cuda", backend="cuda", training=training,
+            **ROUTES[name],
+        )  # fmt: skip
+    except nbattn.BackendError as error:
+        return {"plan": str(error)[:500]}
+    cost = plan.chosen.cost
+    assert cost is not None
+    return {
+        "traits": list(plan.chosen.traits), "plan": plan.chosen.work(), "estimate": cost.estimate,
+        "useful_over_visited": cost.useful_pairs / cost.computed_pairs,
+        "published_forward_tflops": None if training else load.published,
+        "goal_tflops": None if training else load.goal,
+    }  # fmt: skip
+
+
 def measure(
     load: Workload, dtype: torch.dtype, training: bool, known: Callable[..., bool]
 ) -> Iterator[dict[str, Any]]:
     """Yield the finding of every peer of one workload that is not known."""
-    plan = nbattn.plan(
-        load.mask, (load.batch, *load.space, load.heads, load.dim), dtype=dtype, device="cuda",
-        backend="cuda", training=training,
-    )  # fmt: skip
-    cost = plan.chosen.cost
-    assert cost is not None
     about = {
         "kind": "workload", "name": load.name, "dtype": str(dtype)[6:], "training": training
-    }  # fmt: skip
-    ours = {
-        "plan": plan.chosen.work(), "useful_over_visited": cost.useful_pairs / cost.computed_pairs,
-        "published_forward_tflops": None if training else load.published,
     }  # fmt: skip
     flops = load.useful * (3.5 if training else 1.0)
     for name, peer in peers(load, dtype, training).items():
         if not known(**about, peer=name):
-            more = ours if name == OURS else {}
-            found = measured(peer, flops, gpu_timing.seconds, name == OURS)
+            more = planned(load, dtype, training, name) if name in ROUTES else {}
+            found = measured(peer, flops, gpu_timing.seconds, name in ROUTES)
             yield {**about, "peer": name, **more, **found}
 
 

@@ -66,8 +66,11 @@ def script(name: str, *words: str) -> tuple[str, ...]:
     return ("{python}", f"benchmarks/{name}.py", output, "--seconds={seconds}", *words)
 
 
-LAUNCHES = ("tests/gpu/test_launches.py", "tests/gpu/test_ptx.py")
-KERNELS = "tests/gpu/test_kernels.py"
+LAUNCHES = (
+    "tests/gpu/test_launches.py", "tests/gpu/test_ptx.py", "tests/gpu/test_hopper_ptx.py",
+    "tests/gpu/test_tensor_maps.py",
+)  # fmt: skip
+KERNELS, WARPGROUPS = "tests/gpu/test_kernels.py", "tests/gpu/test_warpgroups.py"
 ADDED = "tests/gpu/test_added_scores.py"
 TRITON = "tests/gpu/test_triton.py"
 BIG, SANITIZER = "offsets_beyond", "sanitizer"
@@ -85,9 +88,14 @@ STEPS = (
         ("{python}", "-m", "nbattn", "doctor", "--deep"), 90,
     ),
     Step(
-        "launches", "do arguments, streams, graphs and PTX do on hardware what they should?",
-        tests(*LAUNCHES), 240, 1,
-        tests(*STAND_IN, *LAUNCHES, "-k", "loaded_kernel_in or ldmatrix_on"),
+        "launches", "do arguments, maps, streams, graphs and PTX do on hardware what they should?",
+        tests(*LAUNCHES), 300, 1,
+        tests(*STAND_IN, *LAUNCHES, "-k", "loaded_kernel_in or ldmatrix_on or stmatrix"),
+    ),
+    Step(
+        "warpgroups", "do the kernels of warpgroups compute the masks and the values?",
+        tests(WARPGROUPS, KERNELS, "-k", f"(warpgroups or wgmma) and not ({BIG} or {SANITIZER})"),
+        400, 8, tests(*STAND_IN, WARPGROUPS, "-k", "second_launch or refused"),
     ),
     Step(
         "kernels", "do the kernels compute the masks and the values?",
@@ -99,13 +107,9 @@ STEPS = (
         tests(*STAND_IN, KERNELS, "-k", f"{BIG} and bfloat16"),
     ),
     Step(
-        "triton", "do the Triton kernels compute the same, and what is compiled when?",
-        tests(TRITON, "-k", f"not {BIG} and not {SANITIZER}"), 560, 8,
-        tests(*STAND_IN, TRITON, "-k", "triton_values and decode and float32"),
-    ),
-    Step(
-        "sweep", "which tile of each kernel is the fastest?", script("gpu_tiles"), 560, 0,
-        script("gpu_tiles", "--dry", "--only=NAT 7"),
+        "sweep", "which of the tiles with the lowest estimates is the fastest?",
+        script("gpu_tiles", "--few"), 400, 0,
+        script("gpu_tiles", "--few", "--dry", "--only=1-D 32k D128"),
     ),
     Step("ncu", "what do the kernels of FLUX wait for?", NCU, 240, 0, NOTHING),
     Step(
@@ -115,6 +119,18 @@ STEPS = (
     Step(
         "Hunyuan", "the same in 3-D", script("gpu_neighborhood", "--quick", "--only=Hunyuan"), 300,
         0, NOTHING,
+    ),
+    Step(
+        "LTX", "small windows: how much faster than the kernels for sm_80?",
+        script("gpu_neighborhood", "--quick", "--only=LTX"), 200, 0, NOTHING,
+    ),
+    Step(
+        "1-D", "a long line", script("gpu_neighborhood", "--quick", "--only=1-D"), 200, 0, NOTHING,
+    ),
+    Step(
+        "triton", "do the Triton kernels compute the same, and what is compiled when?",
+        tests(TRITON, "-k", f"not {BIG} and not {SANITIZER}"), 560, 8,
+        tests(*STAND_IN, TRITON, "-k", "triton_values and decode and float32"),
     ),
     Step(
         "triton sweep", "which tile of each Triton kernel is the fastest?",
@@ -149,6 +165,10 @@ STEPS = (
     Step(
         "flash speed", "what does a plan lose against the best one?", script("gpu_flash"), 500, 0,
         NOTHING,
+    ),
+    Step(
+        "all tiles", "is one of the other tiles faster?", script("gpu_tiles"), 560, 0,
+        script("gpu_tiles", "--dry", "--only=NAT 7"),
     ),
     Step(
         "costs", "the cost table of all that",
@@ -267,13 +287,21 @@ def summary(out: Path) -> list[str]:
               if row["outcome"] not in ("passed", "skipped")]  # fmt: skip
     best: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in read(out / "gpu_tiles.jsonl") + read(out / "gpu_triton_tiles.jsonl"):
-        key = (row.get("workload", ""), row.get("family", "cuda"), row.get("kernel", ""))
+        family = row.get("family", f"cuda {row.get('instructions', '')}".strip())
+        key = (row.get("workload", ""), family, row.get("kernel", ""))
         if row.get("seconds") and row["seconds"] < best.get(key, {"seconds": 1e9})["seconds"]:
             best[key] = row
     lines += [
         f"  {workload}: {family}: {row['tile']}: {row['seconds'] * 1e3:.3g} ms, "
         f"{row['useful_tflops']:.3g} useful TFLOP/s"
         for (workload, family, _), row in best.items()
+    ]
+    lines += [
+        f"  {row['name']}: {'training' if row['training'] else 'forward'}: {row['peer']}: "
+        f"{row['seconds'] * 1e3:.3g} ms, {row['useful_tflops']:.3g} useful TFLOP/s"
+        + (f", goal {row['goal_tflops']}" if row.get("goal_tflops") else "")
+        for row in read(out / "gpu_neighborhood.jsonl")
+        if row["kind"] == "workload" and row.get("seconds")
     ]
     return lines
 

@@ -2,20 +2,25 @@
 
     PYTHONPATH=. python benchmarks/gpu_tiles.py --output tiles.jsonl [--seconds 480] [--only FLUX]
 
-It stops in time, and a second run goes on where the first one stopped. `--dry` runs without a GPU:
-everything but the kernels, and no line has a time. `fit_costs.py` makes a cost table of the lines.
+The few tiles of each kernel that the planner expects to be the fastest come first, for all
+workloads, beside its estimate; then the others. It stops in time, and a second run goes on where
+the first one stopped. `--dry` runs without a GPU: everything but the kernels, and no line has a
+time. `fit_costs.py` makes a cost table of the lines.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gpu_timing
 import torch
@@ -28,12 +33,17 @@ from nbattn.backends.cuda import tiles as cuda_tiles
 from nbattn.backends.cuda.choice import Pass
 from nbattn.backends.cuda.meaning import CudaArguments
 from nbattn.backends.inputs import Inputs, KernelRun
-from nbattn.kernels import launch
+from nbattn.kernels import cubins, launch, nvrtc
+from nbattn.kernels.variant import Variant
 from nbattn.planner import cost_table
 from nbattn.planner.plan import Plan
 from nbattn.program.device import DEVICES
 
 _ROWS = 32  # smaller tiles are for problems that leave a GPU idle
+INSTRUCTIONS = ("wgmma", "mma")
+FEW = 4  # tiles of a kernel that are timed before all others
+PARTS = slice(0, FEW), slice(FEW, None)  # of a kernel's tiles in the order of their estimates
+_SHARE = 0.3  # of the time, the most for compiling
 
 
 @dataclass(frozen=True)
@@ -103,12 +113,15 @@ class Bench:
             return cls("meta", gpu, Nothing(), gpu_timing.nothing)
         return cls("cuda", "cuda", launch.launcher(), gpu_timing.seconds)
 
-    def plan(self, load: Workload) -> Plan:
-        """Return the plan of both passes, with tensor cores."""
-        return nbattn.plan(
-            load.mask, load.shape, dtype="bfloat16", device=self.planned_for, backend="cuda",
-            require=("mma",), training=True,
-        )  # fmt: skip
+    def plan(self, load: Workload, instructions: str = "mma") -> Plan | None:
+        """Return the plan of both passes by an instruction set; None where there is none."""
+        try:
+            return nbattn.plan(
+                load.mask, load.shape, dtype="bfloat16", device=self.planned_for, backend="cuda",
+                require=(instructions,), training=True,
+            )  # fmt: skip
+        except nbattn.BackendError:
+            return None
 
     def tensors(self, load: Workload) -> tuple[Inputs, torch.Tensor]:
         """Return the inputs and the gradient of the output."""
@@ -119,34 +132,87 @@ class Bench:
         return Inputs(*given, scale=load.dim**-0.5), grad
 
 
-def rows(load: Workload, bench: Bench, found: Findings, left: Callable[[], bool]) -> None:
-    """Time every tile of one workload that is not known; stop when no time is left."""
-    plan = bench.plan(load)
-    axes, arguments = plan.request.axes(), plan.chosen.program.calls[0].arguments  # pyright: ignore
-    assert isinstance(arguments, CudaArguments)
-    about = {
-        "kind": "tile", "workload": load.name,
-        "request": json.loads(cost_table.tile_key(plan.request)),
-        "useful_pairs": geometry.pairs(axes) * load.batch * load.heads,
-    }  # fmt: skip
-    made = None
-    for kernel in cuda_tiles.KERNELS:
-        ranked = measured_tiles.ranked(kernel, "mma", plan.request, axes, arguments.build)
-        ranked = [one for one in ranked if one.tiles.row_count >= _ROWS]
-        for rank, one in enumerate(ranked):
-            word = measured_tiles.name(kernel, one.tiles)
-            if found.known(kind="tile", workload=load.name, tile=word):
-                continue
-            if not left():
+class Choice(NamedTuple):
+    """A tile of one kernel of a plan, and its place in the order of estimates."""
+
+    plan: Plan
+    arguments: CudaArguments
+    kernel: str
+    rank: int
+    one: Pass
+
+    @property
+    def word(self) -> str:
+        """The tile's name in a cost table."""
+        return measured_tiles.name(self.kernel, self.one.tiles)
+
+    def variants(self) -> Iterator[Variant]:
+        """Yield what is compiled for it."""
+        build = self.arguments.build
+        for grads in cuda_tiles.grads_of(self.kernel, build):
+            yield cuda_tiles.variant(self.kernel, self.one.tiles, build, grads=grads, vector=True)
+
+
+def choices(load: Workload, bench: Bench, part: slice) -> Iterator[Choice]:
+    """Yield the tiles of every kernel and instruction set, those with the lowest estimates first.
+
+    Args:
+        part: of each kernel's tiles, one of `PARTS`.
+    """
+    for instructions in INSTRUCTIONS:
+        if (plan := bench.plan(load, instructions)) is None:
+            continue
+        axes, arguments = plan.request.axes(), plan.chosen.program.calls[0].arguments  # pyright: ignore
+        assert isinstance(arguments, CudaArguments)
+        for kernel in cuda_tiles.KERNELS:
+            found = measured_tiles.ranked(kernel, instructions, plan.request, axes, arguments.build)
+            found = [one for one in found if one.tiles.row_count >= _ROWS][part]
+            for rank, one in enumerate(found, part.start):
+                yield Choice(plan, arguments, kernel, rank, one)
+
+
+def compile_all(variants: Iterable[Variant], seconds: float) -> None:
+    """Compile for the device by processes of their own, until the time is up. What does not compile
+    is reported where it is measured.
+    """
+    arch, end = nvrtc.arch_of(torch.cuda.get_device_capability()), time.monotonic() + seconds
+    spawn = multiprocessing.get_context("spawn")  # no process has the parent's CUDA
+    with ProcessPoolExecutor(min(16, os.cpu_count() or 1), mp_context=spawn) as pool:
+        for done in [pool.submit(cubins.get, one, arch) for one in dict.fromkeys(variants)]:
+            try:
+                done.exception(max(0.0, end - time.monotonic()))
+            except TimeoutError:
+                pool.shutdown(wait=False, cancel_futures=True)
                 return
-            made = made or bench.tensors(load)
-            row = {**about, "kernel": kernel, "tile": word, "rank": rank}
-            ((_, attempt),) = kernel_times.kernels(
-                plan.chosen.program, kernel, [one.tiles], *made, bench.launcher
-            )  # fmt: skip
-            found.add(row := row | measured(attempt, one, arguments, row, bench))
-            if "error" in row and bench.device == "cuda":
-                torch.cuda.synchronize()  # raises where the device is lost: a new process goes on
+
+
+def rows(
+    load: Workload, bench: Bench, found: Findings, left: Callable[[], bool], part: slice
+) -> None:
+    """Time the tiles of one workload that are not known; stop when no time is left."""
+    made = None
+    for choice in choices(load, bench, part):
+        plan, arguments, kernel, rank, one = choice
+        if found.known(kind="tile", workload=load.name, tile=choice.word):
+            continue
+        if not left():
+            return
+        made = made or bench.tensors(load)
+        pairs = geometry.pairs(plan.request.axes())
+        row = {
+            "kind": "tile", "workload": load.name,
+            "request": json.loads(cost_table.tile_key(plan.request)),
+            "useful_pairs": pairs * load.batch * load.heads, "kernel": kernel,
+            "instructions": one.tiles.instructions, "tile": choice.word, "rank": rank,
+            "estimate": one.seconds,
+        }  # fmt: skip
+        assert plan.chosen.program is not None
+        ((_, attempt),) = kernel_times.kernels(
+            plan.chosen.program, kernel, [one.tiles], *made, bench.launcher
+        )  # fmt: skip
+        found.add(row := row | measured(attempt, one, arguments, row, bench))
+        if "error" in row and bench.device == "cuda":
+            torch.cuda.synchronize()  # raises where the device is lost: a new process goes on
 
 
 def measured(
@@ -178,25 +244,27 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="a file of JSON lines, which is continued")
     parser.add_argument("--seconds", type=float, default=480, help="stop after this time")
     parser.add_argument("--only", help="only workloads whose name contains this")
+    parser.add_argument("--few", action="store_true", help=f"only the first {FEW} of each kernel")
     parser.add_argument("--dry", action="store_true", help="without a GPU, and without times")
     options = parser.parse_args(words)
     if not options.dry and not torch.cuda.is_available():
         print("gpu_tiles: this machine has no CUDA device.", file=sys.stderr)
         return 2
-    end, bench, found = (
-        time.monotonic() + options.seconds,
-        Bench.of(options.dry),
-        Findings(options.output),
-    )
-    for load in workloads():
-        if options.only and options.only not in load.name:
-            continue
-        rows(load, bench, found, lambda: time.monotonic() < end)
+    end, bench = time.monotonic() + options.seconds, Bench.of(options.dry)
+    found = Findings(options.output)
+    loads = [load for load in workloads() if not options.only or options.only in load.name]
+    for part in PARTS[:1] if options.few else PARTS:
         if not options.dry:
-            torch.cuda.empty_cache()
-        if time.monotonic() >= end:
-            print("gpu_tiles: the time is up; the next run goes on.", file=sys.stderr)
-            return 3
+            every = (choice for load in loads for choice in choices(load, bench, part))
+            compiled = (variant for choice in every for variant in choice.variants())
+            compile_all(compiled, _SHARE * (end - time.monotonic()))
+        for load in loads:
+            rows(load, bench, found, lambda: time.monotonic() < end, part)
+            if not options.dry:
+                torch.cuda.empty_cache()
+            if time.monotonic() >= end:
+                print("gpu_tiles: the time is up; the next run goes on.", file=sys.stderr)
+                return 3
     return 0
 
 

@@ -4,8 +4,8 @@
 #include "swizzled_tile.cuh"
 
 namespace nb {
-// How positions of one tensor become coordinates in its maps: innermost channels of all heads (and of the residues of the
-// last axis), the axes 2, 1, 0, then the samples (and heads). nbattn/kernels/tensor_maps.py chooses it.
+// How positions of one tensor become coordinates in its maps: innermost channels of all heads (and of the residues of
+// the last axis), the axes 2, 1, 0, then the samples (and heads). nbattn/kernels/tensor_maps.py chooses it.
 struct Boxes {
   int divide[3];    // 1: the coordinate is that in the residue class, 0: the position
   int fold;         // channels from one residue of the last axis to the next
@@ -30,8 +30,8 @@ struct Place {
   int head, sample;
 };
 
-// The boxes of one head in one sample, of one residue class. Those of a block are in shared memory: the warp that copies
-// has few registers.
+// The boxes of one head in one sample, of one residue class. Those of a block are in shared memory: the warp that
+// copies has few registers.
 struct BoxOrigin {
   const TensorMap* map;
   int inner, outer, base[3], step[3];  // coordinates: base + step times those in the class
@@ -62,7 +62,8 @@ constexpr int kOriginBytes = 4 * sizeof(BoxOrigin);
 
 // `to_position(axis)`: from class coordinates to positions.
 template <class ToPosition>
-NB_DEVICE BoxOrigin box_origin(const MappedParams& m, Mapped tensor, const Place& place, const ToPosition& to_position) {
+NB_DEVICE BoxOrigin box_origin(const MappedParams& m, Mapped tensor, const Place& place,
+                               const ToPosition& to_position) {
   const Boxes& b = m.boxes[tensor];
   BoxOrigin origin;
   int number = b.first_map;

@@ -1,5 +1,5 @@
-// dq_wgmma.cu - gradients of the queries for sm_90a: roles and traversal of the forward, with weights recomputed from the
-// final logsumexp. The gradients of scores are operands in registers; both products of a visit use the keys.
+// dq_wgmma.cu - gradients of the queries for sm_90a: roles and traversal of the forward, with weights recomputed from
+// the final logsumexp. The gradients of scores are operands in registers; both products of a visit use the keys.
 #include "backward.cuh"
 #include "query_rows.cuh"
 #include "row_output.cuh"
@@ -74,7 +74,7 @@ struct Consumer {
   NB_DEVICE void visits(unsigned total) {
     mbarrier_wait(arena.rows(), 0);
     visit<true>(0);
-    // A visit of 64 columns at head size 128 issues 0 instructions: tests/golden/kernels.json.
+    // A visit of 128 columns at head size 128 issues 417 instructions, 24 of them HGMMA: tests/golden/kernels.json.
     for (unsigned n = 1; n < total; ++n) visit<false>(n);
     wgmma_wait<0>();
     pin(sums.at[0]);

@@ -79,7 +79,7 @@ struct Consumer {
     mbarrier_wait(arena.rows(), 0);
     const Turns turns(group);
     visit<true>(0, turns);
-    // A visit of 128 columns at head size 128 issues 0 instructions: tests/golden/kernels.json.
+    // A visit of 128 columns at head size 128 issues 399 instructions, 16 of them HGMMA: tests/golden/kernels.json.
     for (unsigned n = 1; n < total; ++n) visit<false>(n, turns);
     turns.finish();
     clear(total - 1);

@@ -6,8 +6,8 @@
 #include "wgmma.cuh"
 
 namespace nb {
-// kVectors vectors, a multiple of 8. A box has kAtom channels of all of them, a row of 2 kAtom bytes each; bits 4 to 6 of
-// an address are xored with bits 7 to 9 (of rows of 64 bytes 4 to 5 with 7 to 8, of 32 bytes 4 with 7).
+// kVectors vectors, a multiple of 8. A box has kAtom channels of all of them, a row of 2 kAtom bytes each; bits 4 to 6
+// of an address are xored with bits 7 to 9 (of rows of 64 bytes 4 to 5 with 7 to 8, of 32 bytes 4 with 7).
 template <int kVectors, int kChannels>
 struct SwizzledTile {
   static constexpr int kSize = kVectors, kChunks = kChannels / 8;

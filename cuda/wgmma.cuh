@@ -44,9 +44,9 @@ NB_DEVICE void pin(uint32_t (&a)[kSteps][4]) {
 }
 
 // Lists of operands: the numbers of registers, and accumulators.
-#define NB_NUMBERS_OF_32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define NB_NUMBERS_0 \
-  NB_NUMBERS_OF_32 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define NB_NUMBERS_32 \
   ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define NB_NUMBERS_40 \
@@ -63,7 +63,6 @@ NB_DEVICE void pin(uint32_t (&a)[kSteps][4]) {
 #define NB_D2(i) NB_D(i), NB_D(i + 1)
 #define NB_D4(i) NB_D2(i), NB_D2(i + 2)
 #define NB_D8(i) NB_D4(i), NB_D4(i + 4)
-#define NB_D_OF_32 NB_D4(0)
 #define NB_NUMBERS_OF_64 NB_NUMBERS_0
 #define NB_D_OF_64 NB_D8(0)
 #define NB_NUMBERS_OF_80 NB_NUMBERS_0 NB_NUMBERS_32
@@ -104,13 +103,12 @@ constexpr bool is_half = false;
 template <>
 constexpr bool is_half<__half> = true;
 
-// d [64, 8 kBlocks] = a [64, 16] b [16, 8 kBlocks], plus d if kMore. Both are K-major in shared memory: rows of b are its
-// columns' vectors.
+// d [64, 8 kBlocks] = a [64, 16] b [16, 8 kBlocks], plus d if kMore. Both are K-major in shared memory: b's rows there
+// are the vectors of its columns.
 template <class T, bool kMore, int kBlocks>
 NB_DEVICE void wgmma(float (&d)[kBlocks][4], uint64_t a, uint64_t b) {
   constexpr bool kHalf = is_half<T>;
-  static_assert(kBlocks == 4 || kBlocks == 8 || kBlocks == 16, "no such product");
-  NB_SHARED_PRODUCTS(32, "%16", "%17", "%18")
+  static_assert(kBlocks == 8 || kBlocks == 16, "no such product");
   NB_SHARED_PRODUCTS(64, "%32", "%33", "%34")
   NB_SHARED_PRODUCTS(128, "%64", "%65", "%66")
 }

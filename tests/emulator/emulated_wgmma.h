@@ -23,7 +23,7 @@ constexpr bool is_half<__half> = true;
 
 template <class T, bool kMore, int kBlocks>
 __forceinline__ void wgmma(float (&d)[kBlocks][4], uint64_t a, uint64_t b, emulator::Site site = {}) {
-  static_assert(kBlocks == 4 || kBlocks == 8 || kBlocks == 16, "no such product");
+  static_assert(kBlocks == 8 || kBlocks == 16, "no such product");
   emulator::wgmma(d[0], 8 * kBlocks, kMore, !is_half<T>, nullptr, a, b, site);
 }
 

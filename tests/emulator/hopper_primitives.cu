@@ -157,7 +157,6 @@ __device__ void multiply_registers(const Params& p) {
   extern "C" __global__ void how##_bfloat16_##columns(const __grid_constant__ Params p) {                 \
     multiply_##how<__nv_bfloat16, columns>(p);                                                            \
   }
-NB_MULTIPLY(shared, 32)
 NB_MULTIPLY(shared, 64)
 NB_MULTIPLY(shared, 128)
 NB_MULTIPLY(registers, 64)

@@ -21,7 +21,17 @@ import oracle
 import pytest
 import small_attention
 import torch
-from gpu_problems import DEVICE, PROBLEMS, guarded, random, results
+from gpu_problems import (
+    DEVICE,
+    FAMILIES,
+    FEW_FAMILIES,
+    HALVES,
+    PROBLEMS,
+    guarded,
+    needs_hopper,
+    random,
+    results,
+)
 from judged_values import Feature, Shape
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -38,26 +48,26 @@ pytestmark = [
 FAR = (1 << 31) // (16 * 64) + 4096  # rows of more than 2^31 elements, of 16 heads of 64
 ROOT = Path(__file__).parents[2]
 SANITIZER_SECONDS, CHILD_SECONDS = 300, 120
-HALVES = (torch.float16, torch.bfloat16)
+TIMES = 50  # runs with the same bits
 judge = partial(gpu_problems.judge, backend="cuda")
 ours = partial(gpu_problems.ours, backend="cuda")
 
 
-@pytest.mark.parametrize("dtype", [*HALVES, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("dtype", "name"), FAMILIES)
 @pytest.mark.parametrize("label", PROBLEMS)
-def test_the_support_is_the_mask(label: str, dtype: torch.dtype, cases: Count) -> None:
+def test_the_support_is_the_mask(label: str, dtype: torch.dtype, name: str, cases: Count) -> None:
     problem = PROBLEMS[label]
     allowed = torch.from_numpy(oracle.matrix(problem[0].axes, *problem[1:])).to(DEVICE)
-    for found in gpu_problems.supports(problem, dtype, "cuda"):
+    for found in gpu_problems.supports(problem, dtype, "cuda", require=(name,)):
         assert torch.equal(found, allowed)
     cases("gpu, cuda supports", 4)
 
 
-@pytest.mark.parametrize("dtype", [*HALVES, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("dtype", "name"), FAMILIES)
 @pytest.mark.parametrize("label", PROBLEMS)
-def test_cuda_values_and_gradients(label: str, dtype: torch.dtype, cases: Count) -> None:
+def test_cuda_values_and_gradients(label: str, dtype: torch.dtype, name: str, cases: Count) -> None:
     problem = PROBLEMS[label]
-    judge(problem, random(problem, dtype))
+    judge(problem, random(problem, dtype), require=(name,))
     cases("gpu, cuda values", 1)
 
 
@@ -101,7 +111,8 @@ def test_strides_of_every_kind(dtype: torch.dtype) -> None:
     """Packed projections, heads first, features first, odd offsets: read where they lie."""
     problem = PROBLEMS["2-D"]
     made = random(problem, dtype, heads=2, kv_heads=2)
-    expected = results(ours(problem[0]), made)
+    attend = ours(problem[0], require=("mma",))  # "wgmma": test_warpgroups.py
+    expected = results(attend, made)
     packed = torch.stack([t.detach() for t in made.values()], -3)
     odd = torch.zeros(packed.numel() + 1, dtype=dtype, device=DEVICE)[1:].view(packed.shape)
     odd.copy_(packed)
@@ -109,29 +120,31 @@ def test_strides_of_every_kind(dtype: torch.dtype) -> None:
     features = [t.detach().mT.contiguous().mT for t in made.values()]
     for views in (packed.unbind(-3), odd.unbind(-3), firsts, features):
         leaves = [t.detach().requires_grad_() for t in views]
-        found = results(ours(problem[0]), dict(zip(made, leaves, strict=True)))
+        found = results(attend, dict(zip(made, leaves, strict=True)))
         assert all(map(torch.equal, found, expected))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_fifty_times_the_same_bits(dtype: torch.dtype) -> None:
-    made = random(PROBLEMS["2-D"], dtype)
-    first = results(ours(PROBLEMS["2-D"][0]), made)
-    for _ in range(50):
-        assert all(map(torch.equal, results(ours(PROBLEMS["2-D"][0]), made), first))
+@pytest.mark.parametrize(("dtype", "name"), FEW_FAMILIES)
+def test_fifty_times_the_same_bits(dtype: torch.dtype, name: str) -> None:
+    made, attend = random(PROBLEMS["2-D"], dtype), ours(PROBLEMS["2-D"][0], require=(name,))
+    first = results(attend, made)
+    for _ in range(TIMES):
+        assert all(map(torch.equal, results(attend, made), first))
 
 
-def test_a_cuda_graph_replays_both_passes() -> None:
-    mask = PROBLEMS["2-D"][0]
-    made = {n: t.detach() for n, t in random(PROBLEMS["2-D"], torch.bfloat16).items()}
+@pytest.mark.parametrize(("dtype", "name"), FEW_FAMILIES)
+def test_a_cuda_graph_replays_both_passes(dtype: torch.dtype, name: str) -> None:
+    mask, route = PROBLEMS["2-D"][0], {"backend": "cuda", "require": (name,)}
+    made = {n: t.detach() for n, t in random(PROBLEMS["2-D"], dtype).items()}
     plan = nbattn.plan(
-        mask, made["query"].shape, made["key"].shape, device=DEVICE, backend="cuda", training=True
-    )
+        mask, made["query"].shape, made["key"].shape, dtype=str(dtype)[6:], device=DEVICE,
+        training=True, **route,
+    )  # fmt: skip
     plan.warmup()
 
     def run() -> list[Tensor]:
         leaves = {n: t.detach().requires_grad_() for n, t in made.items()}
-        out = nbattn.attention(**leaves, mask=mask, backend="cuda")
+        out = nbattn.attention(**leaves, mask=mask, **route)
         return [out, *torch.autograd.grad(out.sum(), list(leaves.values()))]
 
     side = torch.cuda.Stream()
@@ -209,22 +222,25 @@ def test_error_of_a_kernel_not_loaded_before_a_capture() -> None:
     assert torch.equal(doubled, query * 2)
 
 
-def test_other_streams_and_devices() -> None:
-    mask = PROBLEMS["2-D"][0]
-    made = {n: t.detach() for n, t in random(PROBLEMS["2-D"], torch.bfloat16).items()}
-    here = nbattn.attention(**made, mask=mask, backend="cuda")
+@pytest.mark.parametrize(("dtype", "name"), FEW_FAMILIES)
+def test_other_streams_and_devices(dtype: torch.dtype, name: str) -> None:
+    attend = partial(
+        nbattn.attention, mask=PROBLEMS["2-D"][0], backend="cuda", require=(name,)
+    )  # fmt: skip
+    made = {n: t.detach() for n, t in random(PROBLEMS["2-D"], dtype).items()}
+    here = attend(**made)
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
-        there = nbattn.attention(**made, mask=mask, backend="cuda")
+        there = attend(**made)
         torch.cuda.current_stream().synchronize()
     assert torch.equal(here, there)
     for number in range(1, torch.cuda.device_count()):
         away = {n: t.to(f"cuda:{number}") for n, t in made.items()}
-        assert torch.equal(nbattn.attention(**away, mask=mask, backend="cuda").cpu(), here.cpu())
+        assert torch.equal(attend(**away).cpu(), here.cpu())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_offsets_beyond_two_to_the_31(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "name"), FEW_FAMILIES)
+def test_offsets_beyond_two_to_the_31(dtype: torch.dtype, name: str) -> None:
     """The last rows of tensors of more than 2^31 elements, against float64 on those rows alone."""
     heads, dim, window, tail = 16, 64, 63, 256
     if torch.cuda.mem_get_info()[0] < 9 * FAR * heads * dim * dtype.itemsize:
@@ -236,7 +252,7 @@ def test_offsets_beyond_two_to_the_31(dtype: torch.dtype) -> None:
     )
     made = {"query": query, "key": key, "value": value}
     unused = torch.zeros((), device=DEVICE)
-    found = judged_values.run(mask, made, [upward, unused], feature, "cuda")
+    found = judged_values.run(mask, made, [upward, unused], feature, "cuda", require=(name,))
     rows = tail + window  # the first of them lack keys or readers and are not compared
     last = {name: t[:, -rows:].clone() for name, t in made.items()}
     grads = [upward[:, -rows:].clone(), unused]
@@ -275,7 +291,7 @@ def test_compiled_checkpointed_and_under_autocast() -> None:
     assert torch.equal(half, attend(*(t.bfloat16() for t in made.values())))
 
 
-@pytest.mark.parametrize("family", ["mma", "simt"])
+@pytest.mark.parametrize("family", ["mma", "simt", pytest.param("wgmma", marks=needs_hopper)])
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck", "initcheck"])
 def test_the_sanitizer_finds_nothing(tool: str, family: str) -> None:
     """Both passes of one small problem. Without torch's cache every tensor is an allocation of its

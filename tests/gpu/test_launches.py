@@ -9,12 +9,14 @@ from pathlib import Path
 import probe_kernel
 import pytest
 import torch
+from gpu_problems import needs_hopper
 from torch import Tensor
 from work import lines
 
 from nbattn.errors import BackendError
-from nbattn.kernels import cubins, launch, layout, sources
+from nbattn.kernels import cubins, launch, layout, sources, tensor_maps
 from nbattn.kernels.launch import CuPyLauncher
+from nbattn.kernels.tensor_maps import TensorBoxes, View
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,6 +37,15 @@ extern "C" __global__ void nb_probe(const __grid_constant__ Params p) {{
     for (int i = threadIdx.x; i < {WORDS}; i += NB_HEAD_DIM) out[i] = last[i];
   int* const lse = (int*)p.pointer[{layout.POINTERS.index("lse")}];
   if (lse && blockIdx.x + threadIdx.x == 0) *lse += *(const int*)p.pointer[0];
+}}
+"""
+# The same of an argument with tensor maps.
+MAPPED_SOURCE = f"""
+#include "params.h"
+struct alignas(64) Mapped {{ unsigned word[{layout.MAPPED_SIZE // 4}]; }};
+extern "C" __global__ void nb_probe(const __grid_constant__ Mapped m) {{
+  unsigned* const out = (unsigned*)((const Params&)m).pointer[{layout.POINTERS.index("out")}];
+  for (int i = threadIdx.x; i < {layout.MAPPED_SIZE // 4}; i += NB_HEAD_DIM) out[i] = m.word[i];
 }}
 """
 
@@ -69,6 +80,30 @@ def test_every_byte_of_the_argument_arrives(
     found = bytes(out.cpu().view(torch.uint8).tolist())
     addresses = (tensors[n].data_ptr() if n in tensors else 0 for n in layout.POINTERS)
     assert found == b"".join(a.to_bytes(8, "little") for a in addresses) + NUMBERS
+
+
+@needs_hopper
+def test_every_byte_of_an_argument_with_maps_arrives(
+    launcher: CuPyLauncher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Twice with the same maps, and once with those of another tensor."""
+    folder = probe_kernel.write(tmp_path / "mapped", probe=MAPPED_SOURCE)
+    monkeypatch.setattr(sources, "directory", lambda: folder)
+    cubins.forget()
+    boxes = tensor_maps.boxes_of("key", View.contiguous((1, 300, 2, 64)), (1, 1, 64))
+    assert isinstance(boxes, TensorBoxes)
+    (tensor_map,) = boxes.maps
+    numbers = NUMBERS + layout.pack_boxes({"key": boxes.numbers})
+    keys = [torch.zeros(1, 300, 2, 64, dtype=torch.bfloat16, device="cuda") for _ in range(2)]
+    for key in (keys[0], keys[0], keys[1]):
+        out = torch.zeros(layout.MAPPED_SIZE // 4, dtype=torch.int32, device="cuda")
+        tensors = {"key": key, "out": out}
+        launcher.launch(probe(), 1, tensors, numbers, boxes.maps)
+        found = bytes(out.cpu().view(torch.uint8).tolist())
+        addresses = (tensors[n].data_ptr() if n in tensors else 0 for n in layout.POINTERS)
+        maps = tensor_maps.encode(tensor_map, key.data_ptr(), "bfloat16")
+        wanted = b"".join(a.to_bytes(8, "little") for a in addresses) + numbers + maps
+        assert found == wanted.ljust(layout.MAPPED_SIZE, b"\0")
 
 
 def test_a_launch_runs_on_the_current_stream(launcher: CuPyLauncher):

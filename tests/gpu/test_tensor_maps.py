@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu_problems import needs_hopper
 from tensor_layouts import DILATED, LAYOUTS, view_of
 
 from nbattn.kernels import tensor_maps
 from nbattn.kernels.tensor_maps import TensorBoxes, View
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, needs_hopper]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import judged_values
+import pytest
 import torch
 from judged_values import Feature, Shape
 from torch import Tensor
@@ -23,7 +24,26 @@ Inputs = dict[str, Tensor]
 Space = tuple[int, ...]
 Problem = tuple[Mask, Space, Space]
 DEVICE = "cuda"
+HALVES = (torch.float16, torch.bfloat16)
 hood = Mask.neighborhood
+is_hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+needs_hopper = pytest.mark.skipif(not is_hopper, reason="wgmma needs a device of capability 9.0")
+
+
+def family(dtype: torch.dtype, name: str) -> Any:
+    """A dtype and an instruction set of the CUDA kernels as parameters of a test."""
+    marks = [needs_hopper] if name == "wgmma" else []
+    return pytest.param(dtype, name, marks=marks, id=f"{str(dtype)[6:]} {name}")
+
+
+FAMILIES = [
+    *(family(dtype, name) for name in ("mma", "wgmma") for dtype in HALVES),
+    family(torch.float32, "simt"), family(torch.float64, "simt"),
+]  # fmt: skip
+# One dtype of each.
+FEW_FAMILIES = [
+    family(torch.bfloat16, "mma"), family(torch.bfloat16, "wgmma"), family(torch.float32, "simt")
+]  # fmt: skip
 
 PROBLEMS: dict[str, Problem] = {
     "1-D shift": (hood(65), (513,), (513,)),
@@ -131,29 +151,28 @@ def one_hot(space: Space, first: int, width: int, dtype: torch.dtype) -> Tensor:
 
 
 def supports(
-    problem: Problem, dtype: torch.dtype, backend: str, width: int = 64
+    problem: Problem, dtype: torch.dtype, backend: str, width: int = 64, **route: Any
 ) -> tuple[Tensor, ...]:
     """Which keys rows attend to: by outputs, and by gradients of values, of keys and of queries."""
+    route["backend"] = backend
     mask, queries, keys = problem
     query = torch.zeros(1, *queries, 1, width, dtype=dtype, device=DEVICE)
     key, value = (torch.zeros(1, *keys, 1, width, dtype=dtype, device=DEVICE) for _ in range(2))
     read, readers, moved, pulled = [], [], [], []
 
     def of_lse(queries: Tensor, keys: Tensor, leaf: Tensor) -> Tensor:
-        _, lse = nbattn.attention(queries, keys, value, mask, backend=backend, return_lse=True)
+        _, lse = nbattn.attention(queries, keys, value, mask, return_lse=True, **route)
         (grad,) = torch.autograd.grad(lse, leaf, torch.where(lse.isinf(), 0.0, 1.0))
         return (grad != 0).flatten(0, -3)[:, 0]
 
     for first in range(0, math.prod(keys), width):
-        out = nbattn.attention(
-            query, key, one_hot(keys, first, width, dtype), mask, backend=backend
-        )
+        out = nbattn.attention(query, key, one_hot(keys, first, width, dtype), mask, **route)
         read.append((out != 0).flatten(0, -3)[:, 0, : math.prod(keys) - first])
         leaf, probe = query.clone().requires_grad_(), one_hot(keys, first, width, dtype)
         pulled.append(of_lse(leaf, probe, leaf)[:, : math.prod(keys) - first])
     for first in range(0, math.prod(queries), width):
         leaves = [t.clone().requires_grad_() for t in (query, key, value)]
-        out = nbattn.attention(*leaves, mask, backend=backend)
+        out = nbattn.attention(*leaves, mask, **route)
         upward = one_hot(queries, first, width, dtype)
         (grad,) = torch.autograd.grad(out, leaves[2], upward)
         assert grad.isfinite().all()

@@ -33,6 +33,8 @@ from nbattn.program.device import DEVICES
 INFO = DEVICES["sm_90"]
 NEEDS_A_GPU = {
     "test_flash": "needs Flash's kernels",
+    "test_tensor_maps": "asks the driver",
+    "test_every_byte_of_an_argument_with_maps_arrives": "asks the driver",
     "test_compiled_checkpointed_and_under_autocast": "needs a compiler for the device",
     "test_the_sanitizer_finds_nothing": "needs compute-sanitizer",
     "test_without_cublas_workspace": "needs a device in a process of its own",
@@ -365,7 +367,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def tensors_on_the_stand_in(monkeypatch: pytest.MonkeyPatch, request: Any) -> Iterator[None]:
     """Small sizes instead of those that only show on a device, and the mode."""
-    if hasattr(request.module, "FAR"):
-        monkeypatch.setattr(request.module, "FAR", 700)
+    for name, size in (("FAR", 700), ("SIDE", 20), ("TIMES", 1)):
+        if hasattr(request.module, name):
+            monkeypatch.setattr(request.module, name, size)
     with Device():
         yield

@@ -1,6 +1,6 @@
 """Both passes of one small problem on a GPU, for tools that watch a whole process.
 
-`python small_attention.py FAMILY` (mma, simt, triton) prints a line when both passes have run.
+`python small_attention.py FAMILY` (mma, simt, wgmma, triton) prints a line when both have run.
 Inputs come from the CPU, and only the kernels of this project read them.
 """
 

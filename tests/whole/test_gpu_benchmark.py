@@ -51,11 +51,17 @@ def test_the_sweep_goes_on_and_never_invents_a_time(
 ) -> None:
     tiles, path = module("gpu_tiles"), tmp_path / "tiles.jsonl"
     words = ["--dry", "--only", "NAT 7", f"--output={path}"]
+    assert tiles.main([*words, "--few"]) == 0
+    assert [row["rank"] for row in lines(path)] == 3 * [*range(tiles.FEW)]
+    path.unlink()
     assert tiles.main(words) == 0
     first = lines(path)
     assert {row["kernel"] for row in first} == {"fwd", "dq", "dkdv"}
     assert all(row["dry"] and "seconds" not in row and row.keys() >= ABOUT for row in first)
     assert len({row["tile"] for row in first}) == len(first) > 6
+    assert all(row["estimate"] > 0 for row in first)
+    assert [row["rank"] for row in first[: tiles.FEW]] == [*range(tiles.FEW)]
+    assert {row["rank"] < tiles.FEW for row in first[3 * tiles.FEW :]} == {False}
     for row in first:
         assert json.loads(cost_table.tile_key(plan_of(tiles, row))) == row["request"]
     # As if measured: only what is not known runs, errors included.
@@ -69,7 +75,7 @@ def test_the_sweep_goes_on_and_never_invents_a_time(
 
 def plan_of(tiles: ModuleType, row: dict[str, Any]) -> Any:
     load = next(one for one in tiles.workloads() if one.name == row["workload"])
-    return tiles.Bench.of(True).plan(load).request
+    return tiles.Bench.of(True).plan(load, row["instructions"]).request
 
 
 def lines_that_parse(path: Path) -> list[dict[str, Any]]:
@@ -105,8 +111,21 @@ def test_every_workload_of_the_sweep_is_planned(module: Callable[[str], ModuleTy
     loads = {load.name: load for load in tiles.workloads()}
     assert loads["LTX stage 5"].shape == (1, 79, 192, 192, 4, 64)
     assert {load.dim for load in loads.values()} == {32, 64, 128}
+    bench = tiles.Bench.of(True)
     for load in loads.values():
-        assert tiles.Bench.of(True).plan(load).chosen.name == "cuda/window+mma"
+        assert bench.plan(load, "mma").chosen.name == "cuda/window+mma"
+        of_warpgroups = bench.plan(load, "wgmma")
+        assert (of_warpgroups is None) == (load.dim == 32)
+        assert of_warpgroups is None or of_warpgroups.chosen.name == "cuda/window+wgmma"
+    line = loads["1-D 32k D128"]
+    few, every = ([*tiles.choices(line, bench, slice(0, most))] for most in (1, None))
+    parts = [one.word for part in tiles.PARTS for one in tiles.choices(line, bench, part)]
+    assert sorted(parts) == sorted(one.word for one in every)
+    of_kernels = {(one.one.tiles.instructions, one.kernel) for one in few}
+    assert len(of_kernels) == len(few) == 6
+    assert {variant.entry for one in few for variant in one.variants()} == {
+        f"nb_{kernel}_{name}" for name, kernel in of_kernels
+    }
 
 
 def test_a_peer_that_fails_costs_only_its_own_finding(
@@ -151,7 +170,26 @@ def test_a_peer_that_fails_costs_only_its_own_finding(
 def test_ours_is_the_first_peer_of_every_workload(module: Callable[[str], ModuleType]) -> None:
     bench = module("gpu_neighborhood")
     for load in bench.workloads():
-        assert next(iter(bench.peers(load, torch.bfloat16, True))) == bench.OURS
+        first, *others = bench.peers(load, torch.bfloat16, True)
+        assert first == bench.OURS
+        assert (others[:2] == [bench.WARPGROUPS, bench.WARPS]) == (load.dim > 32)
+
+
+def test_our_peers_tell_which_kernels_ran(
+    module: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, planned, device = module("gpu_neighborhood"), nbattn.plan, ["sm_90"]
+    monkeypatch.setattr(nbattn, "plan", lambda *a, **k: planned(*a, **{**k, "device": device[0]}))
+    loads = {load.name: load for load in bench.workloads()}
+    found = {
+        name: bench.planned(loads["FLUX"], torch.bfloat16, False, name) for name in bench.ROUTES
+    }
+    assert [one["traits"] for one in found.values()] == [["wgmma"], ["wgmma"], ["mma"]]
+    assert found[bench.WARPS]["estimate"] > found[bench.OURS]["estimate"] > 0
+    assert found[bench.OURS]["goal_tflops"] == 430
+    device[0] = "sm_80"
+    found = bench.planned(loads["FLUX"], torch.bfloat16, True, bench.WARPGROUPS)
+    assert "needs sm_90, not sm_80" in found["plan"]
 
 
 def test_the_sweep_of_triton_goes_on_and_never_invents_a_time(

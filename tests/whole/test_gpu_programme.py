@@ -192,17 +192,18 @@ def test_a_dry_run_has_its_own_words_and_ends_no_step(
 @pytest.mark.deep  # the sweep's own dry run: test_gpu_benchmark.py
 def test_the_sweeps_step_runs_dry(programme: ModuleType, tmp_path: Path) -> None:
     assert programme.main(["--dry", "--only=sweep", f"--output={tmp_path}"]) == 0
-    (row,) = known(tmp_path)
-    assert (row["dry"], row["statuses"]) == (True, [0])
-    assert programme.read(tmp_path / "gpu_tiles.jsonl")
-    steps = [step for step in programme.STEPS if step.name == "sweep"]
-    assert not [r for r in known(tmp_path) if r["ended"] and not r.get("dry")], steps
+    rows = known(tmp_path)
+    assert [row["step"] for row in rows] == ["sweep", "triton sweep"]
+    assert all((row["dry"], row["statuses"]) == (True, [0]) for row in rows)
+    found = programme.read(tmp_path / "gpu_tiles.jsonl")
+    assert {row["instructions"] for row in found} == {"wgmma", "mma"}
 
 
 def test_the_steps_fit_and_name_files_that_exist(programme: ModuleType) -> None:
     """No step needs more than a command of ten minutes; steps stand in the programme's order."""
     names = [step.name for step in programme.STEPS]
-    assert names[:6] == ["doctor", "launches", "kernels", "offsets", "triton", "sweep"]
+    assert names[:6] == ["doctor", "launches", "warpgroups", "kernels", "offsets", "sweep"]
+    assert names.index("triton") < names.index("triton sweep")
     assert len(set(names)) == len(names)
     for step in programme.STEPS:
         assert 0 < step.seconds <= 580

@@ -63,10 +63,11 @@ def dry(*words: str) -> tuple[str, dict[str, int]]:
 KERNELS = [
     f"{GPU}/test_kernels.py::{name}"
     for name in (
-        "test_cuda_values_and_gradients[1-D decode-torch.bfloat16]",
+        "test_cuda_values_and_gradients[1-D decode-bfloat16 mma]",
         "test_error_of_a_kernel_not_loaded_before_a_capture",
     )
 ] + [
+    f"{GPU}/test_warpgroups.py::test_a_second_launch_encodes_no_map_and_reads_the_new_numbers",
     f"{GPU}/test_added_scores.py::test_packed_grids[torch.float32-cuda]",
     f"{GPU}/test_triton.py::test_triton_values_and_gradients[1-D decode-torch.bfloat16]",
 ]

@@ -31,7 +31,7 @@ SPLIT = 128  # above this head size, two launches compute the gradients of keys 
 _ACCUMULATORS = {"mma": (192, 184), "simt": (128, 128)}
 # The same by kernel and warpgroups: with more, compilers spill registers or let products wait for
 # each other (ptxas's C7512).
-_OF_WARPGROUPS = {"fwd": {2: 176, 3: 112}, "dq": {2: 200, 3: 128}, "dkdv": {2: 176, 3: 0}}
+_OF_WARPGROUPS = {"fwd": {2: 192, 3: 128}, "dq": {2: 192, 3: 112}, "dkdv": {2: 192, 3: 0}}
 _FEWER: Mapping[tuple[str, int, int, int], tuple[int, int, int]] = {
     ("fwd", 4, 2, 64): (176, 112, 80),
     ("fwd", 4, 2, 32): (192, 192, 136),
@@ -64,18 +64,16 @@ _COLUMNS: _Shapes = {
         64: ((4, 4, 4), (1, 8, 8), (4, 2, 8), (2, 2, 16)),
     },
 }
-# Those of warpgroups, whose columns a tensor map copies as one box: no extent is over 256. Only the
-# gradients of keys, which have the most accumulators, need 32 columns.
+# Those of warpgroups, whose columns a tensor map copies as one box: no extent is over 256.
 _GROUP_ROWS: _Shapes = {
     1: {128: ((128,),), 192: ((192,),)},
     2: {128: ((8, 16), (16, 8), (4, 32)), 192: ((12, 16), (24, 8))},
     3: {128: ((2, 8, 8), (4, 4, 8), (8, 4, 4)), 192: ((3, 8, 8),)},
 }
 _GROUP_COLUMNS: _Shapes = {
-    1: {32: ((32,),), 64: ((64,),), 128: ((128,),)},
-    2: {32: ((4, 8), (2, 16)), 64: ((8, 8), (4, 16), (16, 4)), 128: ((8, 16), (16, 8), (4, 32))},
+    1: {64: ((64,),), 128: ((128,),)},
+    2: {64: ((8, 8), (4, 16), (16, 4)), 128: ((8, 16), (16, 8), (4, 32))},
     3: {
-        32: ((2, 4, 4), (1, 4, 8)),
         64: ((2, 4, 8), (4, 4, 4), (2, 2, 16)),
         128: ((2, 8, 8), (4, 4, 8), (2, 4, 16)),
     },
@@ -240,12 +238,12 @@ def accumulators(kernel: str, tiles: Tiles, build: Build) -> int:
 
 
 def _group_accumulators(kernel: str, columns: int, build: Build) -> int:
-    """Of a warpgroup: sums and scores of 64 rows, and the weights as operands, two in a register.
-    The gradients have two scores of a pair.
+    """Of a warpgroup: the sums of 64 rows; in the forward their scores, and the weights before, two
+    in a register; in the backward two scores of a pair.
     """
     d, dv = build.head_dim, build.value_dim
     sums = {"fwd": dv, "dq": d, "dkdv": d + dv}[kernel]
-    return sums // 2 + columns * (1 + (kernel != "fwd")) // 2 + columns // 4
+    return sums // 2 + (columns * 3 // 4 if kernel == "fwd" else columns)
 
 
 def fits(kernel: str, tiles: Tiles, build: Build, memory: int) -> bool:
@@ -299,7 +297,7 @@ def _of_warpgroups(
 ) -> Iterator[Tiles]:
     """Tiles of warpgroups, each with as many stages as fit."""
     rows, columns = _GROUP_ROWS[len(axes)], _GROUP_COLUMNS[len(column_axes)]
-    widths = [width for width in columns if width >= _GROUP or kernel == "dkdv"]
+    widths = [width for width in columns if width == _GROUP or kernel != "dkdv"]
     for count, width in product(rows, widths):
         groups = count // _GROUP
         for row, column in product(rows[count], columns[width]):

@@ -4,7 +4,7 @@ of ranges of extra keys, run by the emulator: values and gradients against float
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -281,11 +281,9 @@ class Recorder(Launcher):
         self.blocks: dict[str, int] = {}
         self.loaded: list[str] = []
 
-    def launch(
-        self, variant: Variant, blocks: int, tensors: Mapping[str, Tensor], numbers: bytes
-    ) -> None:
+    def launch(self, variant: Variant, blocks: int, *arguments: Any) -> None:
         self.blocks[variant.entry] = blocks
-        super().launch(variant, blocks, tensors, numbers)
+        super().launch(variant, blocks, *arguments)
 
     def load(self, variant: Variant) -> None:
         self.loaded.append(variant.entry)
