@@ -44,7 +44,7 @@ CASES: dict[str, Problem] = {
     "fold": _plane(Mask(Axis(3, 3, dilation=2), Axis(4, 4, dilation=4)), (17, 40), (17, 40),
                    ways="fold", heads=2),
     "shifted": _problem(  # the queries' residue classes are not the keys'
-        Mask(Axis(30, 20, dilation=3, align="top-left", offset=-40)), (280,), (300,),
+        Mask(Axis(30, 20, dilation=3, align="top-left", offset=40)), (280,), (300,),
         ways="classes",
     ),
     "heads": _plane(Mask(Axis(3, 3), Axis(4, 4)), (9, 21), (9, 21), layout="heads", heads=4,
@@ -57,6 +57,10 @@ CASES: dict[str, Problem] = {
     "text": _problem(  # ranges inside of tiles, without keys, past the end
         Mask(Axis(30, 20)), (140,), (140,), batch=4, extra=150,
         extra_ranges=((37, 150), (9, 4), (0, 75), (-3, 190)), head_dim=96, value_dim=80,
+    ),
+    "nothing": _problem(  # no keys but extra ones
+        Mask(Axis(2, 1, align="top-left", offset=-300)), (140,), (50,), extra=85,
+        extra_ranges=((3, 50),),
     ),
     "dilated": _problem(Mask(Axis(30, 20, dilation=2)), (200,), (200,), extra=21, heads=2,
                         group=2),

@@ -142,8 +142,8 @@ def test_tiles_of_warpgroups(kernel: str, axes: tuple[int, ...]) -> None:
 
 
 def test_what_compilers_do_not_hold_in_registers_is_not_offered() -> None:
-    """Three warpgroups have 160 registers a thread, two 232: with more, registers spill, or products
-    wait for each other.
+    """Threads of three warpgroups have 160 registers, of two 232: with more, registers spill, or
+    products wait for each other.
     """
 
     def sizes(kernel: str, size: int) -> set[tuple[int, int]]:
