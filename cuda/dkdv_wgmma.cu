@@ -111,6 +111,8 @@ NB_DEVICE void copy_queries(const MappedParams& m, const Arena& arena, int total
     __syncwarp();  // the stage is empty, for all lanes
     copy_terms(p, arena, tokens, extra, n);
   }
+  cp_async_commit();
+  cp_async_wait<0>();  // the warp ends after its copies
 }
 
 // One warpgroup's 64 keys.

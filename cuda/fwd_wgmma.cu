@@ -36,6 +36,7 @@ struct Consumer {
     turns.begin();
     pin(s.at[0]);
     pin(out.at[0]);
+    if (!kFirst) pin(weights);
     wgmma_fence();
     dot_async<kColumns, kHeadDim, QueryVectors, KeyVectors>(
         s.at[0], QueryVectors(arena.base).k_major(64 * group), arena.key(n).k_major());
@@ -70,7 +71,6 @@ struct Consumer {
   // Starts to add the values of visit n.
   NB_DEVICE void add(unsigned n) {
     arena.values().wait_full(n);
-    pin(weights);
     accumulate_async<kColumns / 16, kValueDim / 8, ValueVectors>(out.at[0], weights, arena.value(n).mn_major());
     wgmma_commit();
   }
@@ -84,6 +84,7 @@ struct Consumer {
     turns.finish();
     clear(total - 1);
     pin(out.at[0]);
+    pin(weights);
     wgmma_fence();
     add(total - 1);
     wgmma_wait<0>();

@@ -14,7 +14,7 @@ BARRIERS = [  # stages and their barriers
     Bug("keys are read before they are there", FWD, "    arena.keys().wait_full(n);\n", "", "fwd",
         "line", "LC"),
     Bug("values are read before they are there", FWD,
-        "    arena.values().wait_full(n);\n    pin(weights);", "    pin(weights);", "fwd", "line",
+        "    arena.values().wait_full(n);\n    accumulate_async", "    accumulate_async", "fwd", "line",
         "LC"),
     Bug("rows are read before they are there", DQ, "    mbarrier_wait(arena.rows(), 0);\n", "",
         "dq", "line", "C"),

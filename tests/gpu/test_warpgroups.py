@@ -17,9 +17,9 @@ from judged_values import FEATURES, MASKS, Feature
 from torch import Tensor
 
 import nbattn
-from nbattn import BackendError, Mask
+from nbattn import BackendError, Mask, tune
 from nbattn.backends.cuda.group_limits import SIZES
-from nbattn.bench import TOLERANCE, disagreement
+from nbattn.bench import TOLERANCE, Effort, disagreement
 from nbattn.kernels import launch, tensor_maps
 
 Count = Callable[[str, int], None]
@@ -30,6 +30,7 @@ pytestmark = [
 ]
 SIDE = 112  # of a grid that fills a GPU several times
 TIMES = 20  # runs with the same bits
+EFFORT = Effort(rounds=1, seconds=2.0)
 ROUTE: dict[str, Any] = {"backend": "cuda", "require": ("wgmma",)}
 judge = partial(gpu_problems.judge, backend="cuda", require=("wgmma",))
 attend = partial(nbattn.attention, **ROUTE)
@@ -45,7 +46,7 @@ def both_passes(mask: Mask, made: Made, **route: Any) -> list[Tensor]:
     """The output and the gradients of q, k and v."""
     leaves = [t.detach().requires_grad_() for t in made.values()]
     out = nbattn.attention(*leaves, mask, **(route or ROUTE))
-    return [out, *torch.autograd.grad(out, leaves, out.detach().sin())]
+    return [out.detach(), *torch.autograd.grad(out, leaves, out.detach().sin())]
 
 
 def plain(dtype: torch.dtype = torch.bfloat16, label: str = "2-D") -> tuple[Mask, Made]:
@@ -260,3 +261,15 @@ def test_large_grids_agree_with_the_kernels_of_warps(stride: int, dim: int) -> N
     assert disagreement(first, others) < TOLERANCE["bfloat16"]
     for _ in range(TIMES):
         assert all(map(torch.equal, both_passes(mask, made), first))
+
+
+def test_tiles_of_every_kernel_are_measured() -> None:
+    """As `nbattn tune` does, beside those of warps; a tile whose results differ has no time."""
+    mask = Mask.neighborhood((7, 7))
+    plan = nbattn.plan(mask, (1, 32, 32, 2, 64), device=DEVICE, training=True, backend="cuda")
+    found = tune.tiles(plan, effort=EFFORT)
+    for kernel in ("fwd", "dq", "dkdv"):
+        names = [name for name in found if name.startswith(f"{kernel} ")]
+        assert len([name for name in names if "g" in name.split()[-1]]) > 1
+        assert len([name for name in names if "w" in name.split()[-1]]) > 1
+    assert all(0 < seconds < 1 for seconds in found.values())
