@@ -111,8 +111,8 @@ NB_DEVICE void copy_queries(const MappedParams& m, const Arena& arena, int total
     __syncwarp();  // the stage is empty, for all lanes
     copy_terms(p, arena, tokens, extra, n);
   }
-  cp_async_commit();
-  cp_async_wait<0>();  // the warp ends after its copies
+  // The warp ends after its copies.
+  for (int n = max_of(0, total - kStages); n < total; ++n) arena.grads().wait_full(n);
 }
 
 // One warpgroup's 64 keys.
