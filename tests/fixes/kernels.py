@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fixes.row import Row
+from fixes.row import EQUAL, Row
 
 ZIG = 'pip install "ziglang>=0.13"'
 CUDA_13 = (
@@ -135,6 +135,38 @@ CUDA = [
         given="from nbattn.kernels import launch; from unittest.mock import MagicMock; "
         "launcher = object.__new__(launch.CuPyLauncher); variant = MagicMock(); "
         "launcher._torch = MagicMock()",
+    ),
+    Row(
+        call="run._maps_of('fwd', tiles, window, {'query': odd})",
+        pasted="query.contiguous()",
+        fixed="out = attention(query.contiguous(), k, v, mask)",
+        means=EQUAL.format("attention(q, k, v, mask)"),
+        given="from types import SimpleNamespace; from nbattn.backends.cuda import run; "
+        "from nbattn.backends.cuda.tiles import Tiles; query = q; "
+        "from nbattn.kernels.tensor_maps import View; window = SimpleNamespace(axes=()); "
+        "odd = View((1, 9, 2, 64), (1161, 129, 64, 1)); "
+        "tiles = Tiles((1, 1, 128), (1, 1, 64), 12, 1, 2, 2)",
+    ),
+    *(
+        Row(
+            call=call,
+            pasted='forbid=("wgmma",)',
+            fixed='out = attention(q, k, v, mask, forbid=("wgmma",))',
+            given="from nbattn.kernels import tensor_maps\n"
+            "def gone(name): raise OSError(name)\n" + given,
+        )
+        for call, given in (
+            (
+                "tensor_maps._encoder.__wrapped__()",
+                "monkeypatch.setattr(tensor_maps.ctypes, 'PyDLL', gone)",
+            ),
+            (
+                "tensor_maps.encode(one, 16, 'float16')",
+                "monkeypatch.setattr(tensor_maps, '_encoder', lambda: lambda *_: 1); "
+                "one = tensor_maps.boxes_of('query', "
+                "tensor_maps.View.contiguous((1, 9, 2, 64))).maps[0]",
+            ),
+        )
     ),
     *(
         Row(
