@@ -96,7 +96,7 @@ def test_the_kernels_compute_exactly_the_pairs_of_the_mask(
     dtype: torch.dtype, first: int, cases: Count
 ) -> None:
     """With tensor cores and without in turn: both share the traversal, and few share a build."""
-    check_supports(support_probes.SMALL[first::16], dtype, cases)
+    check_supports(support_probes.SMALL[first::24], dtype, cases)
 
 
 @needs_emulator

@@ -30,6 +30,8 @@ DEVICE = replace(DEVICES["sm_90"], providers=("cupy",))
 ROUTE: dict[str, Any] = {"require": ("wgmma",)}
 HALVES = (torch.bfloat16, torch.float16)
 TRAINED = SIZES[:4]  # the head sizes that have gradients
+# What the quick profile leaves out: others have the same features among more.
+DEEP = ("plain", "lse", "sink", "extra keys", "softcap")
 TAKEN = [name for name, f in FEATURES.items() if not (f.key_range or f.table or f.slopes)]
 pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
 
@@ -74,7 +76,7 @@ def check_supports(specimens: list[Any], dtype: torch.dtype, cases: Count) -> No
 
 @pytest.mark.usefixtures("chunks")
 def test_warpgroups_compute_exactly_the_pairs_of_the_mask(cases: Count, emulated: Launcher) -> None:
-    check_supports(support_probes.SMALL[5::16], torch.bfloat16, cases)
+    check_supports(support_probes.SMALL[5::32], torch.bfloat16, cases)
     assert emulated.counts.wgmma > 0
 
 
@@ -103,7 +105,7 @@ def check_values(label: str, name: str, dtype: torch.dtype) -> None:
         raise AssertionError(f"{name}, {label}: {error}") from error
 
 
-@pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.parametrize("name", [name for name in TAKEN if name not in DEEP])
 def test_wgmma_values_of_every_feature(name: str, cases: Count) -> None:
     """Masks and dtypes in turn."""
     number, labels = TAKEN.index(name), list(MASKS)
