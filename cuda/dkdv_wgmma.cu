@@ -69,7 +69,7 @@ NB_DEVICE void copy_terms(const Params& p, const Arena& arena, const TokenSteps&
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) {
       const int c = QueryTile::coordinate(axis, column), step = by_position ? 1 : p.axis[axis].dilation;
-      from += c * step * tokens.axis[axis] * static_cast<long long>(sizeof(RowTerms));
+      from += c * (tokens.axis[axis] * step * static_cast<long long>(sizeof(RowTerms)));
       valid = valid && c < v.count[axis];
     }
     cp_async<8>(arena.terms(n) + column, from, valid);
