@@ -95,7 +95,13 @@ def test_warpgroups_compute_exactly_the_pairs_of_the_mask(cases: Count, emulated
 def test_warpgroups_compute_exactly_the_pairs_of_every_mask(
     dtype: torch.dtype, cases: Count
 ) -> None:
-    check_supports([*support_probes.SMALL, *support_probes.LARGE], dtype, cases)
+    every = [*support_probes.SMALL, *support_probes.LARGE]
+    check_supports([one for one in every if _has_maps(one[0])], dtype, cases)
+
+
+def _has_maps(mask: Mask) -> bool:
+    """Whether an argument has room for a map of each residue class of four tensors."""
+    return all(axis.dilation <= 6 for axis in mask.axes)
 
 
 # Values
