@@ -87,11 +87,11 @@ def check_supports(specimens: list[Any], dtype: torch.dtype, cases: Count) -> No
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize(("dtype", "first"), [*zip(DTYPES, (3, 11, 22, 33), strict=True)], ids=str)
+@pytest.mark.parametrize(("dtype", "number"), [*zip(DTYPES, (15, 53, 55, 54), strict=True)], ids=str)
 def test_the_kernels_compute_exactly_the_pairs_of_the_mask(
-    dtype: torch.dtype, first: int, cases: Count
+    dtype: torch.dtype, number: int, cases: Count
 ) -> None:
-    check_supports(support_probes.SMALL[first::80][:2], dtype, cases)
+    check_supports([support_probes.SMALL[number]], dtype, cases)
 
 
 @pytest.mark.deep
@@ -157,7 +157,7 @@ def test_head_sizes(sizes: tuple[int, int], dtype: torch.dtype, cases: Count) ->
     cases("Triton head sizes", 1)
 
 
-@quick(10)
+@quick(6)
 @given(masks(), st.sampled_from(DTYPES), st.data())
 def test_any_mask_with_any_feature(cases: Count, drawn: Any, dtype: Any, data: Any) -> None:
     mask, queries, keys = drawn
