@@ -87,7 +87,9 @@ def check_supports(specimens: list[Any], dtype: torch.dtype, cases: Count) -> No
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize(("dtype", "number"), [*zip(DTYPES, (15, 53, 55, 54), strict=True)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "number"), [*zip(DTYPES, (15, 52, 55, 54), strict=True)], ids=str
+)
 def test_the_kernels_compute_exactly_the_pairs_of_the_mask(
     dtype: torch.dtype, number: int, cases: Count
 ) -> None:
