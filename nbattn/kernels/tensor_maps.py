@@ -310,7 +310,9 @@ def maps_of(
         elif reason := add(f"any_{tensor}", tensor, boxes_of(tensor, views[tensor], queries)):
             return reason
     if len(maps) > layout.MAPS:
-        return f"the tensors need {len(maps)} maps in all, and there are {layout.MAPS}"
+        text = " and ".join(str(dilation) for dilation in dilations if dilation > 1)
+        many = f"the tensors need {len(maps)} maps, and there are {layout.MAPS}"
+        return f"at a dilation of {text} {many}"
     return LaunchMaps(tuple(maps), layout.pack_boxes(numbers))
 
 

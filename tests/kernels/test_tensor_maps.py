@@ -397,7 +397,7 @@ def test_first_maps_count_the_maps_before():
 
 def test_more_maps_than_there_are():
     assert launched("dq", (1, 9, 1), grad_out=(2, 7, 10, 4, 128)) == (
-        "the tensors need 25 maps in all, and there are 24"
+        "at a dilation of 9 the tensors need 25 maps, and there are 24"
     )
     found = launched("dq", (1, 9, 1))
     assert isinstance(found, LaunchMaps)

@@ -1,6 +1,4 @@
-"""What the CUDA kernels of warpgroups ("wgmma") do not take, and why: for all of it there are those
-of warps ("mma").
-"""
+"""What the CUDA kernels of warpgroups ("wgmma") do not take, and why; other kernels take it."""
 
 from __future__ import annotations
 
@@ -22,8 +20,8 @@ _CAPABILITY = 90
 _FEW = 1 << 31  # elements
 _WHY = {
     "key_range": "a tensor map copies whole boxes, and what is outside may be NaN",
-    "relative_bias": "its threads have no registers left for it",
-    "alibi_slopes": "its threads have no registers left for them",
+    "relative_bias": "only the other CUDA kernels add it to scores",
+    "alibi_slopes": "only the other CUDA kernels add them to scores",
 }
 
 

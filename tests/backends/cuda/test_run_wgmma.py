@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import dense_attention
 import judged_values
 import pytest
 import support_probes
@@ -147,14 +148,12 @@ def check_sizes(head_dim: int, value_dim: int, dtype: torch.dtype) -> None:
     if max(head_dim, value_dim) in TRAINED:
         return judged_values.compare(GRID, Feature(shape, lse=True), dtype, "cuda", **ROUTE)
     made = judged_values.tensors(GRID, Feature(shape), dtype)
+    pairs = judged_values.pairs_of(GRID, Feature(shape), made["query"].device)
     found = nbattn.attention(**made, mask=GRID[0], backend="cuda", **ROUTE)
-    exact = nbattn.attention(
-        **{name: tensor.double() for name, tensor in made.items()}, mask=GRID[0],
-        backend="reference",
-    )  # fmt: skip
-    low = nbattn.attention(**made, mask=GRID[0], backend="reference")
-    error = (found - exact).abs().max()
-    assert error <= 2 * (low - exact).abs().max() + 4 * torch.finfo(dtype).eps
+    assert isinstance(found, Tensor)
+    low, _ = dense_attention.attend(**made, **pairs)
+    exact, _ = dense_attention.attend(**{n: t.double() for n, t in made.items()}, **pairs)
+    dense_attention.judge("out", found, low, exact, torch.finfo(dtype).eps)
     return None
 
 
